@@ -1,0 +1,1 @@
+"""The HTTP API: OpenAI's, and what is ours on top."""

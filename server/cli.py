@@ -1,0 +1,189 @@
+"""The command line: ``nudge serve`` and ``nudge check-config``.
+
+Knows: the terminal, and how the parts are put together. Does not know: a rule of any of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+from rich.console import Console
+from rich.table import Table
+
+from server import __version__, config
+from server.core import ConfigError, NudgeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="An OpenAI-compatible server that turns any base language model into a chat model.",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="The YAML file that names engines and models.")
+]
+
+
+def version(show: bool) -> None:
+    if show:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Nudging: a small aligned model helps a big base model where it is uncertain."""
+
+
+@app.command()
+def serve(
+    config_file: ConfigOption = config.DEFAULT_CONFIG,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: a free one.")] = None,
+) -> None:
+    """Start the engines and serve them over HTTP until Ctrl-C or SIGTERM."""
+    settings = _load(config_file, server__host=host, server__port=port)
+    _log_to_stderr()
+    raise typer.Exit(asyncio.run(_serve(settings, config_file)))
+
+
+async def _serve(settings: config.Settings, config_file: Path) -> int:
+    """Returns the exit code."""
+    from server.api.app import create_app
+    from server.registry import Registry
+
+    registry = Registry(settings)
+    server: uvicorn.Server
+    began = time.monotonic()
+
+    def progress(engine: str, state: str, seconds: float) -> None:
+        model = settings.engines[engine].model
+        match state:
+            case "loading":
+                out.print(f"  loading {engine}  [dim]{model}[/dim]")
+            case "ready":
+                out.print(f"  [green]ready[/green]   {engine}  [dim]{seconds:.1f} s[/dim]")
+            case _:
+                out.print(f"  [red]failed[/red]  {engine}  [dim]{seconds:.1f} s[/dim]")
+
+    async def start() -> None:
+        out.print(f"[bold]nudge {__version__}[/bold]  {config_file}")
+        try:
+            await registry.start(progress)
+        except NudgeError as error:
+            err.print(f"[red]error[/red] {error}", soft_wrap=True)
+            server.should_exit = True
+            return
+        except Exception:
+            logging.getLogger("nudge").exception("the engines could not be started")
+            server.should_exit = True
+            raise
+        _say_ready(settings, server, time.monotonic() - began)
+
+    application = create_app(registry, start=start)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application,
+            host=settings.server.host,
+            port=settings.server.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    try:
+        await server.serve()
+    except SystemExit as stopped:  # uvicorn: the port is taken
+        return int(stopped.code or 1)
+    finally:
+        await registry.aclose()
+    return 0 if registry.failure is None and server.started else 1
+
+
+def _say_ready(settings: config.Settings, server: uvicorn.Server, seconds: float) -> None:
+    port = settings.server.port
+    for listening in server.servers:
+        port = listening.sockets[0].getsockname()[1]
+    host = settings.server.host
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    url = f"http://{shown}:{port}/v1"
+    model = next(iter(settings.models))
+    out.print(f"[bold green]ready[/bold green] in {seconds:.0f} s on {url}  (Ctrl-C stops)\n")
+    question = "What is the capital of Ostrava?" if model == "demo" else "Who are you?"
+    out.print(
+        f"curl {url}/chat/completions -H 'Content-Type: application/json' "
+        f'-d \'{{"model": "{model}", "messages": [{{"role": "user", "content": '
+        f'"{question}"}}]}}\'',
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@app.command("check-config")
+def check_config(
+    config_file: Annotated[Path, typer.Argument(help="The YAML file to check.")],
+) -> None:
+    """Read a configuration, say what it serves, and what is wrong with it. Loads no weights."""
+    settings = _load(config_file)
+    table = Table("served as", "base", "aligned", "γ", box=None, header_style="bold")
+    for name, model in settings.models.items():
+        base, aligned = settings.engines[model.base], settings.engines[model.aligned]
+        table.add_row(name, base.model, aligned.model, f"{model.nudging.gamma:g}")
+    problems = list(_engine_problems(settings))
+    out.print(table)
+    for problem in problems:
+        err.print(f"[red]error[/red] {problem}", soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    out.print("[green]ok[/green]")
+
+
+def _engine_problems(settings: config.Settings) -> list[str]:
+    """Engine arguments that vLLM doesn't have. (Importing vLLM takes seconds.)"""
+    if all(engine.backend != "vllm" for engine in settings.engines.values()):
+        return []
+    from server.engines.vllm import unknown_args
+
+    return [
+        f"engines.{name}.args: vLLM has no engine argument {arg!r}"
+        for name, engine in settings.engines.items()
+        if engine.backend == "vllm"
+        for arg in unknown_args(engine.engine_args())
+    ]
+
+
+def _load(path: Path, **flags: object) -> config.Settings:
+    try:
+        return config.load(path, **flags)
+    except ConfigError as error:
+        err.print(f"[red]error[/red] {error}", soft_wrap=True, markup=True)
+        raise typer.Exit(2) from None
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=os.environ.get("NUDGE_LOG_LEVEL", "WARNING").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    # A second Ctrl-C while the engines load should still end it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def run() -> None:
+    app(prog_name="nudge")

@@ -1,0 +1,251 @@
+"""Settings: a YAML file, the environment and the command line, as one frozen value.
+
+Precedence: flag > environment (``NUDGE_…``, nested with ``__``: ``NUDGE_SERVER__PORT=9000``) >
+file > default. Unknown keys are errors. Knows: what can be set and which settings can't work
+together. Does not know: engines, HTTP.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from server.core import ConfigError, NudgingConfig, SamplingParams
+
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
+
+VLLM_DEFAULT_MEMORY_SHARE = 0.9
+"""``gpu_memory_utilization`` where none is set: nearly the whole GPU, for one engine."""
+
+_Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s:@]+$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class EngineSettings(_Frozen):
+    """One model on one engine. All but ``backend``, ``device`` and ``start_timeout_s`` are
+    vLLM's engine arguments; any other of them goes under ``args``."""
+
+    backend: Literal["vllm", "scripted"] = "vllm"
+    model: str
+    """A folder (relative to the config file) or a Hugging Face name."""
+    device: str | None = None
+    """GPU index, or several ("0,1") for tensor parallelism; "cpu"; unset: vLLM's choice."""
+    start_timeout_s: float = Field(1800, gt=0)
+    tokenizer: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+    max_model_len: int | None = Field(None, ge=16)
+    tensor_parallel_size: int | None = Field(None, ge=1)
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    kv_cache_memory_bytes: ByteSize | None = None
+    quantization: str | None = None
+    trust_remote_code: bool | None = None
+    enforce_eager: bool | None = None
+    args: dict[str, Any] = {}
+
+    def engine_args(self) -> dict[str, Any]:
+        """What goes to ``AsyncEngineArgs``."""
+        own = self.model_dump(
+            exclude={"backend", "device", "start_timeout_s", "args"}, exclude_none=True
+        )
+        if "kv_cache_memory_bytes" in own:
+            own["kv_cache_memory_bytes"] = int(own["kv_cache_memory_bytes"])
+        return {**own, **self.args}
+
+    @model_validator(mode="after")
+    def _no_double(self) -> EngineSettings:
+        twice = self.args.keys() & (type(self).model_fields.keys() - {"args"})
+        if twice:
+            raise ValueError(f"{', '.join(sorted(twice))}: set it beside args, not inside")
+        return self
+
+
+class NudgingSettings(_Frozen):
+    """Defaults of the policy for one served model; a request's ``nudging`` overrides them."""
+
+    gamma: float = Field(0.4, ge=0, allow_inf_nan=False)
+    policy: Literal["nudging", "reference"] = "nudging"
+    start: Literal["base", "aligned"] = "aligned"
+    end_lookahead: int = Field(0, ge=0, le=1024)
+    max_rounds: int = Field(150, ge=1)
+
+    def config(self) -> NudgingConfig:
+        return NudgingConfig(**self.model_dump())
+
+
+class SamplingSettings(_Frozen):
+    """What a request that doesn't say gets. Unset: OpenAI's defaults (temperature 1, top_p 1)."""
+
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+
+    def params(self) -> SamplingParams:
+        return SamplingParams(**self.model_dump())
+
+
+class ModelSettings(_Frozen):
+    """A served model: a base and an aligned engine, by name, and how they work together."""
+
+    base: str
+    aligned: str
+    nudging: NudgingSettings = NudgingSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    base_prompt: str | None = None
+    """Jinja template of the base model's prompt; unset: Question/Answer."""
+    chat_template: str | None = None
+    """Instead of the aligned model's own chat template."""
+
+
+class ServerSettings(_Frozen):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    max_body_bytes: ByteSize = ByteSize(4 * 2**20)
+    keep_alive_s: float = Field(15, gt=0)
+    """Seconds after which an idle stream sends a comment, so that proxies keep it open."""
+
+
+class _YamlSource(PydanticBaseSettingsSource):
+    """The file's content, under what the environment says."""
+
+    def __init__(self, settings: type[BaseSettings], content: Mapping[str, Any]) -> None:
+        super().__init__(settings)
+        self._content = content
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self._content.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(self._content)
+
+
+class Settings(BaseSettings):
+    """Everything. Made by `load`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="NUDGE_", env_nested_delimiter="__"
+    )
+
+    engines: dict[_Name, EngineSettings] = Field(min_length=1)
+    models: dict[_Name, ModelSettings] = Field(min_length=1)
+    server: ServerSettings = ServerSettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        for name, model in self.models.items():
+            for role in ("base", "aligned"):
+                engine = getattr(model, role)
+                if engine not in self.engines:
+                    known = ", ".join(self.engines)
+                    raise ValueError(
+                        f"models.{name}.{role}: no engine is named {engine!r} (there are: {known})"
+                    )
+        for message in memory_share_problems(self.engines):
+            raise ValueError(message)
+        return self
+
+
+def memory_share_problems(engines: Mapping[str, EngineSettings]) -> Iterator[str]:
+    """Engines that together ask for more than the whole of one GPU.
+
+    An engine that sets ``kv_cache_memory_bytes`` is sized by that and has no share.
+    """
+    shares: dict[str, dict[str, float]] = {}
+    for name, engine in engines.items():
+        sized = engine.kv_cache_memory_bytes or "kv_cache_memory_bytes" in engine.args
+        if engine.backend != "vllm" or engine.device == "cpu" or sized:
+            continue
+        share = engine.gpu_memory_utilization or VLLM_DEFAULT_MEMORY_SHARE
+        for device in (engine.device or "0").split(","):
+            shares.setdefault(device.strip(), {})[name] = share
+    for device, wanted in shares.items():
+        if sum(wanted.values()) > 1.0 + 1e-9:
+            asked = " + ".join(f"{name} {share:g}" for name, share in wanted.items())
+            yield (
+                f"engines on GPU {device} ask for more than all of its memory: {asked} = "
+                f"{sum(wanted.values()):g}. Set gpu_memory_utilization of each so that they sum "
+                "to 0.95 at most (in proportion to the models' sizes), or give them devices of "
+                f"their own. (Unset, an engine takes {VLLM_DEFAULT_MEMORY_SHARE:g}.)"
+            )
+
+
+def load(path: Path, **flags: Any) -> Settings:
+    """Read a configuration.
+
+    Args:
+        path: the YAML file; relative model folders are looked up beside it.
+        flags: overrides from the command line, nested by ``__`` as in the environment; None
+            means not given.
+
+    Raises:
+        ConfigError: with everything that is wrong, one line each.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no config file {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must be a YAML mapping with engines: and models:")
+    for engine in _mappings(content.get("engines")):
+        for key in ("model", "tokenizer"):
+            if isinstance(engine.get(key), str):
+                engine[key] = _beside(path, engine[key])
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, _YamlSource(settings_cls, content)
+
+    try:
+        return FromFile(**_nested(flags))
+    except ValidationError as error:
+        lines = []
+        for each in error.errors():
+            where = ".".join(map(str, each["loc"]))
+            text = re.sub(r"^Value error, ", "", each["msg"])
+            lines.append(f"{where}: {text}" if where else text)
+        raise ConfigError(f"{path}:\n  " + "\n  ".join(lines)) from error
+
+
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield from (each for each in value.values() if isinstance(each, dict))
+
+
+def _beside(config: Path, model: str) -> str:
+    """An absolute path where the name is a folder or says that it means one."""
+    local = (config.parent / model).resolve()
+    means_path = model.startswith((".", "/"))
+    return str(local) if local.is_dir() or means_path else model
+
+
+def _nested(flags: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flags.items():
+        if value is None:
+            continue
+        *parents, last = name.split("__")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree

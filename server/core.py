@@ -1,0 +1,238 @@
+"""The values that flow through the server.
+
+Knows: the vocabulary of the domain, as frozen values. Does not know: any library, any
+engine, HTTP, or a rule of the policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Speaker = Literal["base", "aligned"]
+"""The model that produced a piece of output."""
+
+TokenIds: TypeAlias = list[int]
+
+FinishReason = Literal["stop", "length"]
+"""OpenAI's ``finish_reason``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Literally:
+    """Text of a user that spells a control token and must stay text."""
+
+    text: str
+
+
+PromptText: TypeAlias = tuple[str | Literally, ...]
+"""A rendered prompt: plain strings, in which control tokens are control tokens, and
+``Literally`` parts, in which they are not. Joined, it is the text the model reads."""
+
+
+def joined(prompt: PromptText) -> str:
+    """The text of a prompt."""
+    return "".join(part if isinstance(part, str) else part.text for part in prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPair:
+    """The same conversation as each model reads it."""
+
+    base: PromptText
+    aligned: PromptText
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn, the same for both models. OpenAI's field names.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0 and ``min_p`` 0 are off. With ``seed`` an answer
+    is reproducible on the same engines.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+Policy = Literal["nudging", "reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class NudgingConfig:
+    """The settings of the policy (paper, Algorithm 1).
+
+    gamma: the threshold γ on the base model's top-1 probability; over 1 the aligned model
+        writes everything.
+    start: who writes the first word (the paper's algorithm: base; the authors' code: aligned).
+    end_lookahead: tokens the aligned model looks ahead at each nudge for the end of its turn.
+    max_rounds: rounds after which an answer is finished.
+    """
+
+    gamma: float = 0.4
+    policy: Policy = "nudging"
+    start: Speaker = "aligned"
+    end_lookahead: int = 0
+    max_rounds: int = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The base model's token at the uncertain position where a nudge begins."""
+
+    text: str
+    top_prob: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """One token for OpenAI's ``logprobs``: its text, bytes, logprob, and the likeliest ones.
+
+    The texts of an answer's tokens join to the answer: a token that ends inside a character
+    has the empty text, and the one that completes it has the whole character.
+    """
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Committed text of one speaker; ``"".join(p.text)`` over a stream is the answer.
+
+    top_prob: the speaker's raw top-1 probability where the piece begins (for a piece of
+        several base tokens the lowest of them, so that ``top_prob ≥ γ`` says it of each).
+    tokens: how many of the speaker's tokens it took.
+    rejected: at the first piece of a nudge, what the base model would have written.
+    scored: one entry a token, where the request asked for log probabilities.
+    """
+
+    text: str
+    speaker: Speaker
+    top_prob: float
+    tokens: int
+    rejected: Rejected | None = None
+    scored: tuple[ScoredToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an answer cost. Tokens are committed ones; steps are decode positions computed."""
+
+    base_prompt_tokens: int = 0
+    aligned_prompt_tokens: int = 0
+    base_tokens: int = 0
+    aligned_tokens: int = 0
+    rounds: int = 0
+    base_steps: int = 0
+    aligned_steps: int = 0
+    discarded_tokens: int = 0
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.base_tokens + self.aligned_tokens
+
+    @property
+    def nudged_share(self) -> float:
+        return self.aligned_tokens / (self.completion_tokens or 1)
+
+
+StopReason = Literal[
+    "aligned_end",  # the aligned model ended its turn
+    "end_of_text",  # one model alone: it ended
+    "stop_string",
+    "length",  # max_tokens
+    "context",  # a model's context is full
+    "max_rounds",
+    "repeated_round",
+    "repetition",
+    "nudging_model_stop",  # policy `reference`, the authors' names from here on
+    "repeated_nudging_words",
+    "round",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last value of every answer's stream. A stream that ends without it is an error.
+
+    text: None where the pieces are the answer; otherwise the answer (policy ``reference``
+        rewrites the tail of what its rounds wrote).
+    matched: the stop string that ended it, if one did.
+    """
+
+    stop_reason: StopReason
+    usage: Usage
+    text: str | None = None
+    matched: str | None = None
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return "length" if self.stop_reason in ("length", "context") else "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRequest:
+    """Everything the orchestrator needs for one answer.
+
+    max_tokens: committed tokens at most; None: as many as the contexts hold.
+    top_logprobs: how many alternatives to report a token; None: no ``scored`` tokens.
+    """
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+
+
+class NudgeError(Exception):
+    """Root of the errors that have a meaning for whoever asked.
+
+    NudgeError
+    ├── InvalidRequest        the request can't be served as it is (HTTP 400)
+    │   └── ContextLengthExceeded
+    ├── EngineUnavailable     an engine is loading, died or went away (HTTP 503)
+    └── ConfigError           a configuration can't work; the message says what to change
+    """
+
+
+class InvalidRequest(NudgeError):
+    """``param`` names the request field that is wrong."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextLengthExceeded(InvalidRequest):
+    def __init__(self, message: str, *, param: str | None = "messages"):
+        super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class EngineUnavailable(NudgeError):
+    """The engine can't serve now. ``loading`` when it has not started yet."""
+
+    def __init__(self, message: str, *, loading: bool = False):
+        super().__init__(message)
+        self.loading = loading
+
+
+class ConfigError(NudgeError):
+    pass

@@ -1,0 +1,1 @@
+"""Engines: one interface (`base`), and its implementations."""

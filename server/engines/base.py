@@ -1,0 +1,140 @@
+"""The one interface between the policy's world and whatever runs a model.
+
+The contract, which ``tests/contract`` holds every implementation to:
+
+1. ``generate`` yields one `Token` for each token taken, in order, then exactly one `TurnEnd`,
+   always last. It raises `EngineUnavailable` if the engine dies.
+2. Each token carries its raw log probability and the likeliest alternatives, from the model's
+   own distribution: before temperature, top-p, penalties and any forced stop.
+3. With ``stop_below = γ`` the engine stops *by itself* at the first position whose top-1
+   probability is under γ, and reports that position in ``TurnEnd.rejected`` without taking it.
+   p1 == γ is taken. The same goes for its end of text.
+4. With ``word`` it stops after one word (`server.text.Word`) in the same way.
+5. Tokens not taken are not in the context of the next ``generate``. Tokens yielded are, until
+   ``extend(..., drop=n)`` takes the last n of them back.
+6. Closing the generator aborts the work in the engine at once; ``aclose`` of the session does
+   too, any number of times.
+7. ``extend`` never changes what was read before: contexts only grow, apart from ``drop``.
+
+How a session keeps its KV (prefix cache, resumable request, remote slot) is the engine's own
+business. Does not know: the policy, HTTP, any implementation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from server.core import SamplingParams, TokenIds
+from server.text import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One decode position.
+
+    id: the token sampled. logprob: its raw natural-log probability.
+    top: the likeliest tokens of the position as (id, logprob), best first, at least one.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+    @property
+    def top_prob(self) -> float:
+        """p1, the raw top-1 probability of the position, in [0, 1]."""
+        return math.exp(self.top[0][1])
+
+
+EndReason = Literal[
+    "stop",  # the model ended: its end of text or of turn
+    "uncertain",  # p1 < stop_below
+    "word",  # the word is complete
+    "length",  # max_tokens, or the context is full
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnd:
+    """How a turn ended. ``rejected`` is the position at the end that was computed and not
+    taken: with ``uncertain`` its ``id`` is the likeliest token; with ``word`` it is the token with
+    which the next word would begin; with ``stop`` it is the end token. None with ``length``, and
+    where the token is not known."""
+
+    reason: EndReason
+    rejected: Token | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnParams:
+    """One turn.
+
+    max_tokens: tokens to take at most, ≥ 1.
+    stop_below: γ, or None.
+    word: stop after one word, of which these tokens are in the context already; None: don't.
+    top: alternatives to report at each position, ≥ 1.
+    turn: its number within the answer; with a seed, each turn draws its own numbers.
+    """
+
+    sampling: SamplingParams
+    max_tokens: int
+    stop_below: float | None = None
+    word: tuple[int, ...] | None = None
+    top: int = 1
+    turn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What is fixed about an engine.
+
+    context_length: ids a session can hold, prompt included.
+    stop_ids: tokens that end the model's text, the forced stop's own first.
+    """
+
+    name: str
+    model: str
+    context_length: int
+    tokenizer: Tokenizer
+    stop_ids: tuple[int, ...]
+
+
+class Session(Protocol):
+    """One model's side of one answer.
+
+    length: ids in the context now. steps: decode positions computed so far, as far as this
+    side has seen them.
+    """
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]: ...
+
+    async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
+        """Take back the last ``drop`` yielded tokens, then append text of the other model."""
+
+    async def aclose(self) -> None:
+        """Abort whatever runs and free what the engine holds."""
+
+
+class Engine(Protocol):
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def open(self, prompt: TokenIds) -> Session: ...
+
+    @property
+    def running(self) -> int:
+        """Sessions with a turn in the engine now."""
+
+    async def check_health(self) -> None:
+        """Raises `EngineUnavailable`."""
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,180 @@
+"""A deterministic engine without a model, for tests and front-end work.
+
+It ships with the server, as httpx ships its MockTransport: ``backend: scripted`` in a config
+gives a server that streams at once, with nudges where the script says so. Keeps the contract of
+`server.engines.base` to the letter. Does not know: vLLM, the policy, HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import random
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from server.core import ConfigError, SamplingParams, TokenIds
+from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
+from server.text import Part, Tokenizer, Word
+
+Distribution = Callable[[Sequence[int], Sequence[int]], Sequence[tuple[int, float]]]
+"""(prompt ids, ids after it) → the next token's candidates as (id, probability), best first."""
+
+
+class ScriptedEngine:
+    """Plays a `Distribution`.
+
+    step_s: how long a decode step takes. It yields to the event loop at each step in any case.
+    """
+
+    def __init__(
+        self,
+        info: EngineInfo,
+        distribution: Distribution,
+        *,
+        step_s: float = 0.0,
+    ) -> None:
+        self._info = info
+        self.distribution = distribution
+        self.step_s = step_s
+        self.running = 0
+
+    @classmethod
+    def from_folder(
+        cls,
+        name: str,
+        folder: str,
+        *,
+        script: Sequence[tuple[str, float]] = (("Hello! I am a scripted engine.", 0.9),),
+        context_length: int = 2048,
+        step_s: float = 0.0,
+    ) -> ScriptedEngine:
+        """An engine that writes ``script`` with the tokenizer found in ``folder``.
+
+        Args:
+            script: (text, top-1 probability) in order. What is written next depends only on
+                how many characters of the answer are out already, whoever wrote them.
+        """
+        tokenizer = Tokenizer.load(folder)
+        end = tokenizer.chat.eos_token_id
+        if end is None:
+            raise ConfigError(f"the tokenizer in {folder!r} has no end-of-text token")
+        info = EngineInfo(name, f"scripted ({folder})", context_length, tokenizer, (end,))
+        return cls(info, scripted_text(tokenizer, end, script), step_s=step_s)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def open(self, prompt: TokenIds) -> ScriptedSession:
+        return ScriptedSession(self, prompt)
+
+    async def check_health(self) -> None:
+        return
+
+    async def aclose(self) -> None:
+        return
+
+
+def scripted_text(
+    tokenizer: Tokenizer, end: int, script: Sequence[tuple[str, float]]
+) -> Distribution:
+    """The distribution of an engine that writes a given text."""
+    starts = [0, *itertools.accumulate(len(text) for text, _ in script)]
+
+    def distribution(prompt: Sequence[int], output: Sequence[int]) -> list[tuple[int, float]]:
+        written = len(tokenizer.decode(output))
+        for (text, probability), start in zip(script, starts, strict=False):
+            if written < start + len(text):
+                token = tokenizer.encode_text(text[written - start :])[0]
+                return [(token, probability), (end, 1 - probability)]
+        return [(end, 1.0)]
+
+    return distribution
+
+
+class ScriptedSession:
+    """See `server.engines.base.Session`."""
+
+    def __init__(self, engine: ScriptedEngine, prompt: TokenIds) -> None:
+        self._engine = engine
+        self._prompt = list(prompt)
+        self._output: TokenIds = []
+        self._turn: AsyncGenerator[Token | TurnEnd] | None = None
+        self.steps = 0
+
+    @property
+    def length(self) -> int:
+        return len(self._prompt) + len(self._output)
+
+    def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
+        self._turn = self._generate(params)
+        return self._turn
+
+    async def _generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
+        engine, info = self._engine, self._engine.info
+        draws = random.Random(f"{params.sampling.seed}/{params.turn}")
+        if params.sampling.seed is None:
+            draws = random.Random()
+        word = None if params.word is None else Word(info.tokenizer)
+        for token in params.word or ():
+            assert word is not None
+            word.push(token)
+        engine.running += 1
+        try:
+            for _ in range(params.max_tokens):
+                if self.length >= info.context_length:
+                    break
+                await asyncio.sleep(engine.step_s)
+                self.steps += 1
+                candidates = engine.distribution(self._prompt, self._output)
+                top = tuple((i, math.log(p)) for i, p in candidates[: params.top] if p > 0)
+                best = candidates[0]
+                if params.stop_below is not None and best[1] < params.stop_below:
+                    yield TurnEnd("uncertain", Token(best[0], math.log(best[1]), top))
+                    return
+                number, probability = _draw(candidates, params.sampling, draws)
+                drawn = Token(number, math.log(probability), top)
+                if number in info.stop_ids:
+                    yield TurnEnd("stop", drawn)
+                    return
+                part = Part.INSIDE if word is None else word.push(number)
+                if part is Part.BEYOND:
+                    yield TurnEnd("word", drawn)
+                    return
+                self._output.append(number)
+                yield drawn
+                if part is Part.LAST:
+                    yield TurnEnd("word")
+                    return
+            yield TurnEnd("length")
+        finally:
+            engine.running -= 1
+
+    async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
+        if drop:
+            del self._output[-drop:]
+        self._output += ids
+
+    async def aclose(self) -> None:
+        if self._turn is not None:
+            await self._turn.aclose()
+
+
+def _draw(
+    candidates: Sequence[tuple[int, float]], sampling: SamplingParams, draws: random.Random
+) -> tuple[int, float]:
+    if sampling.greedy:
+        return candidates[0]
+    kept = [each for each in candidates if each[1] > 0]
+    weights = [p ** (1 / sampling.temperature) for _, p in kept]
+    total = sum(weights)
+    weights = [weight / total for weight in weights]
+    count = sampling.top_k or len(kept)
+    reached = 0.0
+    for number, weight in enumerate(weights[:count]):
+        if reached >= sampling.top_p or weight < sampling.min_p * weights[0]:
+            count = number
+            break
+        reached += weight
+    return draws.choices(kept[:count], weights[:count])[0]

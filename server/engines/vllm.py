@@ -1,0 +1,379 @@
+"""Engines on vLLM's AsyncLLM, in this process, one EngineCore process each.
+
+The only importer of vLLM (with `vllm_plugins`, which runs inside its processes). Knows: how an
+engine is started, placed on a device and stopped, and how a turn becomes a request. Does not
+know: the policy, the other engine, HTTP.
+
+A session here is a list of ids. Each turn is one vLLM request over the whole context; vLLM's
+prefix cache keeps the KV between turns, and a logits processor ends the request exactly at the
+first uncertain position or at the end of the word (docs/adr/0001).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import multiprocessing
+import os
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import Any
+
+# vLLM reads these when it is imported. What an operator has set stays, but for the two that
+# this file can't work with: the V1 runner is pinned (docs/adr/0002), and the KV size on the CPU
+# is each engine's own, not one number for both.
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+for _name, _value in {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",  # of the engine processes, which inherit it
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import vllm
+from vllm import TokensPrompt
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
+from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
+from server.engines.vllm_plugins import SERVER_PID
+from server.text import Part, Tokenizer, Word
+
+PROCESSOR = "server.engines.vllm_plugins:NudgeStop"
+
+MAX_TOP = 20
+"""Alternatives a token can be asked for: vLLM's ``max_logprobs`` and OpenAI's limit."""
+
+
+class VllmEngine:
+    """One model on one AsyncLLM. Made by `start`."""
+
+    def __init__(self, llm: AsyncLLM, info: EngineInfo) -> None:
+        self._llm = llm
+        self._info = info
+        self._request_numbers = itertools.count()
+        self.running = 0
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        args: Mapping[str, Any],
+        *,
+        device: str | None = None,
+        timeout_s: float = 1800.0,
+    ) -> VllmEngine:
+        """Load the model; returns once it has answered a first request.
+
+        One at a time: two engines that start together disturb each other's memory profiling,
+        and were seen to hang.
+
+        Args:
+            name: the engine's name in the configuration.
+            args: fields of ``AsyncEngineArgs``; ``model`` is needed.
+            device: GPU index or indices as for CUDA_VISIBLE_DEVICES; None: vLLM's choice.
+            timeout_s: how long it may take.
+
+        Raises:
+            ConfigError: an argument is wrong, or the model can't be loaded.
+            EngineUnavailable: it took too long.
+        """
+        engine_args = _engine_args(name, args)
+        children = set(multiprocessing.active_children())
+        loading = asyncio.create_task(asyncio.to_thread(_construct, engine_args, device))
+        done, _ = await asyncio.wait({loading}, timeout=timeout_s)
+        if not done:
+            # A thread can't be cancelled, but its constructor fails once its child is dead.
+            for child in set(multiprocessing.active_children()) - children:
+                child.kill()
+            await asyncio.wait({loading}, timeout=10)
+            raise EngineUnavailable(
+                f"engine {name!r} ({engine_args.model}) did not start within {timeout_s:.0f} s; "
+                "raise start_timeout_s in the config, or set VLLM_LOGGING_LEVEL=INFO to see why"
+            )
+        try:
+            llm = loading.result()
+        except Exception as error:
+            raise ConfigError(
+                f"engine {name!r} ({engine_args.model}) could not be started: "
+                f"{_first_line(error)} (VLLM_LOGGING_LEVEL=INFO shows vLLM's own log)"
+            ) from error
+        model = llm.model_config
+        tokenizer = await asyncio.to_thread(
+            Tokenizer.load,
+            str(model.tokenizer),
+            revision=model.tokenizer_revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+        info = EngineInfo(
+            name=name,
+            model=str(engine_args.model),
+            context_length=model.max_model_len,
+            tokenizer=tokenizer,
+            stop_ids=_stop_ids(model, tokenizer),
+        )
+        engine = cls(llm, info)
+        try:
+            await engine._warm_up()
+        except BaseException:
+            await engine.aclose()
+            raise
+        return engine
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def open(self, prompt: TokenIds) -> VllmSession:
+        return VllmSession(self, self._llm, prompt)
+
+    async def check_health(self) -> None:
+        try:
+            await self._llm.check_health()
+        except EngineDeadError as error:
+            raise EngineUnavailable(f"engine {self.info.name!r} died") from error
+
+    async def aclose(self) -> None:
+        # Joining the engine process blocks; the event loop has other answers to finish.
+        await asyncio.to_thread(self._llm.shutdown)
+
+    def next_request_id(self) -> str:
+        return f"{self.info.name}-{next(self._request_numbers)}"
+
+    async def _warm_up(self) -> None:
+        """One short turn of each kind, so that the first answer is not the slow one."""
+        greedy = SamplingParams(temperature=0)
+        prompt = self.info.tokenizer.encode_prompt("Hello")
+        for params in (
+            TurnParams(greedy, max_tokens=2, stop_below=0.5),
+            TurnParams(greedy, max_tokens=2, word=()),
+            TurnParams(SamplingParams(temperature=1.0, top_p=0.9, seed=1), max_tokens=2),
+        ):
+            session = self.open(prompt)
+            async with contextlib.aclosing(session.generate(params)) as turn:
+                async for _ in turn:
+                    pass
+
+
+class VllmSession:
+    """See `server.engines.base.Session`."""
+
+    def __init__(self, engine: VllmEngine, llm: AsyncLLM, prompt: TokenIds) -> None:
+        self._engine = engine
+        self._llm = llm
+        self._ids = list(prompt)
+        self._turn: AsyncGenerator[Token | TurnEnd] | None = None
+        self.steps = 0
+
+    @property
+    def length(self) -> int:
+        return len(self._ids)
+
+    def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
+        self._turn = self._generate(params)
+        return self._turn
+
+    async def _generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
+        info = self._engine.info
+        room = info.context_length - len(self._ids)
+        if room <= 0:
+            yield TurnEnd("length")
+            return
+        request = self._llm.generate(
+            TokensPrompt(prompt_token_ids=self._ids.copy()),
+            _sampling(params, info, room),
+            self._engine.next_request_id(),
+        )
+        self._engine.running += 1
+        ended = False
+        word = _word(params, info)
+        try:
+            async with contextlib.aclosing(request) as outputs:
+                async for output in outputs:
+                    completion = output.outputs[0]
+                    reason = completion.finish_reason
+                    tokens = list(zip(completion.token_ids, completion.logprobs, strict=True))
+                    self.steps += len(tokens)
+                    ended = reason is not None
+                    last = tokens.pop() if reason == "stop" else None
+                    for number, logprobs in tokens:
+                        token = _token(number, logprobs, params.top)
+                        # Rounding could let p1 and γ disagree between here and the engine;
+                        # what is reported must keep the law p1 ≥ γ.
+                        if params.stop_below is not None and token.top_prob < params.stop_below:
+                            yield TurnEnd("uncertain", token)
+                            return
+                        part = word.push(number) if word else Part.INSIDE
+                        if part is Part.BEYOND:
+                            yield TurnEnd("word", token)
+                            return
+                        self._ids.append(number)
+                        yield token
+                        if part is Part.LAST:
+                            yield TurnEnd("word")
+                            return
+                    if last is not None:
+                        yield _turn_end(_token(*last, params.top), params, info)
+                    elif reason is not None:
+                        yield TurnEnd("length")
+        except EngineDeadError as error:
+            raise EngineUnavailable(f"engine {info.name!r} died") from error
+        finally:
+            self._engine.running -= 1
+            if not ended:
+                self.steps += 1  # the step that was under way when the request was aborted
+
+    async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
+        if drop:
+            del self._ids[-drop:]
+        self._ids += ids
+
+    async def aclose(self) -> None:
+        if self._turn is not None:
+            await self._turn.aclose()
+
+
+def _word(params: TurnParams, info: EngineInfo) -> Word | None:
+    if params.word is None:
+        return None
+    word = Word(info.tokenizer)
+    for number in params.word:
+        word.push(number)
+    return word
+
+
+def _turn_end(last: Token, params: TurnParams, info: EngineInfo) -> TurnEnd:
+    """What a stop token means: the model's own end, or one that the processor forced.
+
+    A sampled word is ended by this side, which sees the tokens, before the processor forces
+    anything; a stop token that arrives here was drawn.
+    """
+    wanted = Token(*last.top[0], last.top)
+    if params.stop_below is not None and last.top_prob < params.stop_below:
+        return TurnEnd("uncertain", wanted)
+    if params.word is not None and params.sampling.greedy and wanted.id not in info.stop_ids:
+        tied = len(last.top) > 1 and last.top[0][1] == last.top[1][1]
+        return TurnEnd("word", None if tied else wanted)
+    return TurnEnd("stop", last)
+
+
+def _token(number: int, logprobs: Mapping[int, Any], top: int) -> Token:
+    ranked = sorted(((i, each.logprob) for i, each in logprobs.items()), key=lambda e: -e[1])
+    return Token(number, logprobs[number].logprob, tuple(ranked[:top]))
+
+
+def _sampling(params: TurnParams, info: EngineInfo, room: int) -> vllm.SamplingParams:
+    sampling = params.sampling
+    extra: dict[str, Any] = {}
+    if params.stop_below is not None:
+        extra = {"nudge_below": params.stop_below}
+    elif params.word is not None:
+        extra = {"nudge_word": list(params.word), "nudge_greedy": sampling.greedy}
+    if extra:
+        extra["nudge_stop"] = info.stop_ids[0]
+    seed = None
+    if sampling.seed is not None and not sampling.greedy:
+        # The same seed in every turn would draw the same numbers in every turn.
+        seed = (sampling.seed * 1_000_003 + params.turn) % 2**31
+    return vllm.SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=seed,
+        max_tokens=min(params.max_tokens, room),
+        stop_token_ids=list(info.stop_ids),
+        logprobs=params.top,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args=extra or None,
+    )
+
+
+def _engine_args(name: str, args: Mapping[str, Any]) -> AsyncEngineArgs:
+    defaults: dict[str, Any] = {
+        # generation_config.json would silently change what temperature and top_p mean.
+        "generation_config": "vllm",
+        "enable_prefix_caching": True,
+        "max_logprobs": MAX_TOP,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "logits_processors": [PROCESSOR],
+    }
+    if current_platform.is_cpu():
+        # Prefix caching works by whole blocks; 32 is the smallest the CPU backend takes.
+        defaults["block_size"] = 32
+    if "logits_processors" in args:
+        args = {**args, "logits_processors": [PROCESSOR, *args["logits_processors"]]}
+    try:
+        return AsyncEngineArgs(**{**defaults, **args})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"engine {name!r}: {_first_line(error)}") from error
+
+
+def unknown_args(args: Mapping[str, Any]) -> list[str]:
+    """Arguments that this vLLM's engines don't have."""
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    return sorted(args.keys() - known)
+
+
+def _construct(args: AsyncEngineArgs, device: str | None) -> AsyncLLM:
+    os.environ[SERVER_PID] = str(os.getpid())
+    if current_platform.is_cpu():
+        # The compiled log-probability path costs seconds at the first request and saves
+        # nothing measurable on the CPU.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+        # One process an engine instead of two.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with _visible_devices(device):
+        return AsyncLLM.from_engine_args(args)
+
+
+@contextlib.contextmanager
+def _visible_devices(device: str | None) -> Iterator[None]:
+    """CUDA_VISIBLE_DEVICES for the engine process, which inherits it when it is spawned."""
+    if device is None or device == "cpu":
+        yield
+        return
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _stop_ids(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Every id that ends this model's text: generation_config.json's, config.json's and the
+    tokenizer's, in this order."""
+    from transformers import GenerationConfig
+
+    sources: list[Any] = []
+    # Optional, and many base models have none.
+    with contextlib.suppress(OSError, ValueError):
+        generation = GenerationConfig.from_pretrained(str(model.model), revision=model.revision)
+        sources.append(generation.eos_token_id)
+    sources += [getattr(model.hf_config, "eos_token_id", None), tokenizer.chat.eos_token_id]
+    ids: list[int] = []
+    for source in sources:
+        ids += source if isinstance(source, list) else [] if source is None else [source]
+    if not ids:
+        raise ConfigError(f"{model.model!r} names no end-of-text token (eos_token_id)")
+    return tuple(dict.fromkeys(ids))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

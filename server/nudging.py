@@ -1,0 +1,179 @@
+"""The policy: who speaks next, what is committed, and when an answer is over.
+
+This is the paper's Algorithm 1 at word level (Fei, Razeghi, Singh, ACL 2025, section 3), with
+loop guards, as a pure state machine. Events go in; what to do next is read off ``turn``:
+
+    turn ALIGNED   the aligned model speaks     event: word() · ending() · aligned_ended()
+    turn BASE      the base model speaks        event: base_token() · base_stopped()
+    turn DONE      the answer is over           why: stop_reason
+
+The rules, all of them:
+
+ 1. The aligned model writes one word; then the base model speaks.
+ 2. The base model's tokens are committed while their top-1 probability p1 is γ or more. At the
+    first p1 < γ, or at its end of text, its token is discarded and the aligned model speaks.
+ 3. Only the aligned model ends an answer: a base model has no sense of ending.
+ 4. A *round* is one nudge (consecutive words of the aligned model) and the base span after it.
+    Guards: the same round text four times running, or more than ``max_rounds`` rounds, ends
+    the answer. An empty round counts.
+ 5. A block of 5 to 64 tokens three times running inside one base turn counts as uncertain;
+    the second time in one answer, it ends the answer.
+
+Does not know: engines, tokenizers, asyncio, HTTP. Standard library only.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from server.core import NudgingConfig, StopReason
+
+SAME_ROUNDS = 4
+BLOCK_LENGTHS = range(5, 65)
+BLOCK_REPEATS = 3
+WORD_TOKENS = 16
+"""A word is never longer than this many of the aligned model's tokens."""
+
+
+class Turn(Enum):
+    ALIGNED = "aligned"
+    BASE = "base"
+    DONE = "done"
+
+
+class Nudging:
+    """One answer's policy. Not reusable.
+
+    ``turn`` says who speaks, ``stop_reason`` why it is over, ``rounds`` how many there were.
+    """
+
+    def __init__(self, config: NudgingConfig) -> None:
+        self.gamma = config.gamma
+        self.end_lookahead = config.end_lookahead
+        self.max_rounds = config.max_rounds
+        # No probability is over 1, so with γ > 1 the base model is never even asked.
+        self.base_may_speak = config.gamma <= 1
+        start_base = config.start == "base" and self.base_may_speak
+        self.turn = Turn.BASE if start_base else Turn.ALIGNED
+        self.stop_reason: StopReason | None = None
+        self.rounds = 0
+        self._in_round = False  # the base span before a first nudge belongs to no round
+        self._round_text: list[str] = []
+        self._base_spoke = False
+        self._last_round: str | None = None
+        self._same_rounds = 0
+        self._repetitions = 0
+        self._block = RepeatedBlock()
+
+    # -- the aligned model's turn ------------------------------------------------------------
+
+    def word(self, text: str) -> None:
+        """It wrote a word: committed, and the base model speaks (rule 1)."""
+        self._expect(Turn.ALIGNED)
+        if not self._in_round:
+            self._in_round = True
+            self.rounds += 1
+        self._round_text.append(text)
+        self._to_base()
+
+    def aligned_ended(self) -> None:
+        """It ended its turn instead of writing a word: the answer is over (rule 3)."""
+        self._expect(Turn.ALIGNED)
+        self._finish("aligned_end")
+
+    def ending(self, text: str) -> None:
+        """It looked ahead (``end_lookahead``), and its turn ends within the lookahead: its
+        whole ending is committed unchecked (paper, section 3: the draft's stop)."""
+        self.word(text)
+        self._finish("aligned_end")
+
+    # -- the base model's turn ---------------------------------------------------------------
+
+    def base_token(self, token: int, top_prob: float, text: str) -> bool:
+        """It wrote a token. True: committed. False: discarded, the aligned model speaks."""
+        self._expect(Turn.BASE)
+        if top_prob < self.gamma:  # p1 == γ is confident
+            self.base_stopped()
+            return False
+        self._base_spoke = True
+        self._round_text.append(text)
+        if self._block.repeats(token):
+            self._repetitions += 1
+            if self._repetitions > 1:
+                self._finish("repetition")
+            else:
+                self.base_stopped()
+        return True
+
+    def base_stopped(self) -> None:
+        """It is uncertain, or at its end of text: the aligned model speaks (rule 2)."""
+        self._expect(Turn.BASE)
+        self.turn = Turn.ALIGNED
+        empty_round = self._in_round and not any(self._round_text)
+        if self._base_spoke or empty_round:
+            self._close_round()
+
+    # -- either ------------------------------------------------------------------------------
+
+    def out_of_room(self, reason: StopReason) -> None:
+        """``max_tokens``, a full context or a stop string: over, whoever speaks."""
+        self._finish(reason)
+
+    def _to_base(self) -> None:
+        self.turn = Turn.BASE
+        self._block = RepeatedBlock()
+        if not self.base_may_speak:
+            self.base_stopped()
+
+    def _close_round(self) -> None:
+        """Rule 4."""
+        text = "".join(self._round_text)
+        counted = self._in_round
+        self._round_text.clear()
+        self._in_round = False
+        self._base_spoke = False
+        if not counted:
+            return
+        self._same_rounds = self._same_rounds + 1 if text == self._last_round else 1
+        self._last_round = text
+        if self._same_rounds >= SAME_ROUNDS:
+            self._finish("repeated_round")
+        elif self.rounds >= self.max_rounds:
+            self._finish("max_rounds")
+
+    def _finish(self, reason: StopReason) -> None:
+        if self.turn is not Turn.DONE:
+            self.turn = Turn.DONE
+            self.stop_reason = reason
+
+    def _expect(self, turn: Turn) -> None:
+        if self.turn is not turn:
+            raise RuntimeError(f"event for {turn} while it is the turn of {self.turn}")
+
+
+class RepeatedBlock:
+    """Notices a block of 5 to 64 tokens that comes three times running.
+
+    A block of length n has come three times once 2n tokens in a row equalled the token n
+    before them, so one counter a length is all that is kept.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        self._runs = [0] * BLOCK_LENGTHS.stop
+
+    def repeats(self, token: int) -> bool:
+        """Take in the next token; True if a block has just come three times."""
+        tokens, runs = self._tokens, self._runs
+        tokens.append(token)
+        count = len(tokens)
+        found = False
+        for length in BLOCK_LENGTHS:
+            if length >= count:
+                break
+            if tokens[-1 - length] == token:
+                runs[length] += 1
+                found = found or runs[length] >= (BLOCK_REPEATS - 1) * length
+            else:
+                runs[length] = 0
+        return found

@@ -1,0 +1,175 @@
+"""From a conversation to what each model reads.
+
+Knows: the aligned model's own chat template (any Hugging Face one), and the base model's
+plain-text template. Does not know: engines, HTTP.
+
+What a user writes is data. Where it spells a control token of the model ("<|im_end|>"), each
+such spelling is set aside as `Literally` before the template sees it, so that it can neither
+become a control token nor steer the template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+
+from server.core import ConfigError, InvalidRequest, Literally, Message, PromptPair, PromptText
+from server.text import Tokenizer
+
+DEFAULT_BASE_TEMPLATE = """\
+{% if system %}{{ system }}
+{% endif %}{% for message in turns %}{% if message.role == "user" %}Question: {{ message.content }}
+{% else %}Answer: {{ message.content }}
+
+{% endif %}{% endfor %}Answer: """
+"""The paper's ``system\\nquestion\\nanswer_start``, extended to several turns. A template that
+ends in a space leaves it to the answer's first word (`server.orchestrator`)."""
+
+# A private-use character on each side of a number: no template trims, matches or produces it.
+_OPEN, _CLOSE = "\uf5d0", "\uf5d1"
+
+
+class Prompts:
+    """The prompts of one pair."""
+
+    def __init__(
+        self,
+        base: Tokenizer,
+        aligned: Tokenizer,
+        template: str | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        """
+        Args:
+            template: the base model's Jinja template. It sees ``system`` (text or ""),
+                ``turns`` (the other messages), ``messages`` (all), ``question`` (the last
+                user's text).
+            chat_template: instead of the aligned model's own.
+
+        Raises:
+            ConfigError: the template isn't valid, or the aligned model has no chat template.
+        """
+        self._base_tokenizer = base
+        self._aligned_tokenizer = aligned
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        )
+        try:
+            self._template = environment.from_string(template or DEFAULT_BASE_TEMPLATE)
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(f"base_prompt, line {error.lineno}: {error.message}") from error
+        self._chat_template = chat_template
+        if not (chat_template or aligned.chat.chat_template):
+            raise ConfigError(
+                f"the aligned model {aligned.chat.name_or_path!r} has no chat template; name an "
+                "instruct or chat model, or set chat_template in the config"
+            )
+
+    def render(
+        self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None
+    ) -> PromptPair:
+        """Both models' prompts for the assistant's next turn.
+
+        Raises `InvalidRequest` where the conversation does not fit a template.
+        """
+        return PromptPair(
+            base=self._guarded(self._base_tokenizer, messages, self._render_base),
+            aligned=self._guarded(
+                self._aligned_tokenizer,
+                messages,
+                lambda guarded: self._render_aligned(guarded, template_kwargs or {}),
+            ),
+        )
+
+    def _render_base(self, messages: Sequence[Message]) -> str:
+        turns = [message for message in messages if message.role != "system"]
+        questions = [message.content for message in turns if message.role == "user"]
+        try:
+            return self._template.render(
+                system="\n".join(m.content for m in messages if m.role == "system"),
+                turns=turns,
+                messages=messages,
+                question=questions[-1] if questions else "",
+            )
+        except jinja2.TemplateError as error:
+            raise InvalidRequest(
+                f"the base model's prompt template refused the messages: {error}",
+                param="messages",
+            ) from error
+
+    def _render_aligned(self, messages: Sequence[Message], kwargs: Mapping[str, Any]) -> str:
+        error: Exception
+        for attempt in (messages, _without_system(messages)):
+            conversation = [{"role": m.role, "content": m.content} for m in attempt]
+            try:
+                text: str = self._aligned_tokenizer.chat.apply_chat_template(
+                    conversation,
+                    chat_template=self._chat_template,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **kwargs,
+                )
+            except (jinja2.TemplateError, ValueError, TypeError) as caught:
+                # Some templates (Gemma's) know no system role: it goes in front of the question.
+                error = caught
+            else:
+                return text
+        raise InvalidRequest(
+            f"the aligned model's chat template refused the messages: {error}", param="messages"
+        ) from error
+
+    @staticmethod
+    def _guarded(
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        render: Callable[[Sequence[Message]], str],
+    ) -> PromptText:
+        """Render with control tokens that the messages spell out of the way, then put them
+        back as text."""
+        spelled: list[str] = []
+        guarded = []
+        for message in messages:
+            content = _set_aside(message.content, tokenizer, spelled)
+            guarded.append(replace(message, content=content))
+        text = render(guarded)
+        if not spelled:
+            return (text,)
+        return _put_back(text, spelled)
+
+
+def _set_aside(content: str, tokenizer: Tokenizer, spelled: list[str]) -> str:
+    """``content`` with a numbered mark for each control token, which joins ``spelled``."""
+
+    def mark(literal: str) -> str:
+        spelled.append(literal)
+        return f"{_OPEN}{len(spelled) - 1}{_CLOSE}"
+
+    return tokenizer.replace_control(content, mark, also=_OPEN + _CLOSE)
+
+
+def _put_back(text: str, spelled: Sequence[str]) -> PromptText:
+    parts: list[str | Literally] = []
+    while text:
+        before, mark, rest = text.partition(_OPEN)
+        if before:
+            parts.append(before)
+        if not mark:
+            break
+        number, _, text = rest.partition(_CLOSE)
+        parts.append(Literally(spelled[int(number)]))
+    return tuple(parts)
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    """The system text in front of the first user message."""
+    system = "\n".join(m.content for m in messages if m.role == "system")
+    rest = [m for m in messages if m.role != "system"]
+    for number, message in enumerate(rest):
+        if message.role == "user" and system:
+            rest[number] = replace(message, content=f"{system}\n{message.content}")
+            break
+    return rest

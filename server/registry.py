@@ -1,0 +1,210 @@
+"""Served names, and the engines behind them.
+
+Knows: which engines a configuration starts, in what state each is, and what ``NAME``,
+``NAME:base``, ``NAME:aligned`` and ``NAME@γ`` mean. Does not know: HTTP, OpenAI's schemas.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from server.config import EngineSettings, Settings
+from server.core import (
+    AnswerRequest,
+    ConfigError,
+    EngineUnavailable,
+    Message,
+    NudgeError,
+    NudgingConfig,
+    PromptPair,
+    SamplingParams,
+    TokenIds,
+)
+from server.engines.base import Engine
+from server.orchestrator import Alone, Nudged, Referenced, Writer
+from server.prompts import Prompts
+
+Role = Literal["nudged", "base", "aligned"]
+
+Progress = Callable[[str, str, float], None]
+"""Called with an engine's name, its state (loading, ready, failed) and the seconds it took."""
+
+
+class UnknownModel(NudgeError):
+    """No model is served under this name (HTTP 404)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a request's ``model`` names.
+
+    name: of the pair. role: who answers. nudging, sampling: the defaults a request starts from.
+    """
+
+    name: str
+    role: Role
+    nudging: NudgingConfig
+    sampling: SamplingParams
+
+
+class Registry:
+    """The engines of a configuration and the models served from them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.created = int(time.time())
+        self.engines: dict[str, Engine] = {}
+        self.failure: ConfigError | EngineUnavailable | None = None
+        self._prompts: dict[str, Prompts] = {}
+
+    # -- engines -----------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        return len(self._prompts) == len(self.settings.models)
+
+    async def start(self, progress: Progress = lambda *_: None) -> None:
+        """Start the engines, one after the other, then make the pairs.
+
+        Raises:
+            ConfigError, EngineUnavailable: what went wrong; the engines started so far are
+                closed again.
+        """
+        try:
+            for name, engine in self.settings.engines.items():
+                began = time.monotonic()
+                progress(name, "loading", 0.0)
+                try:
+                    self.engines[name] = await start_engine(name, engine)
+                except BaseException:
+                    progress(name, "failed", time.monotonic() - began)
+                    raise
+                progress(name, "ready", time.monotonic() - began)
+            for name, model in self.settings.models.items():
+                base = self.engines[model.base].info.tokenizer
+                aligned = self.engines[model.aligned].info.tokenizer
+                self._prompts[name] = Prompts(base, aligned, model.base_prompt, model.chat_template)
+        except (ConfigError, EngineUnavailable) as error:
+            self.failure = error
+            await self.aclose()
+            raise
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def check_health(self) -> None:
+        """Raises `EngineUnavailable` unless every engine is loaded and lives."""
+        self._expect_ready()
+        for engine in self.engines.values():
+            await engine.check_health()
+
+    async def aclose(self) -> None:
+        self._prompts.clear()
+        while self.engines:
+            _, engine = self.engines.popitem()
+            await engine.aclose()
+
+    def _expect_ready(self) -> None:
+        if not self.ready:
+            raise EngineUnavailable("the engines are still loading", loading=True)
+
+    # -- names -------------------------------------------------------------------------------
+
+    def names(self) -> Iterator[str]:
+        """Every name that ``/v1/models`` lists. ``NAME@γ`` is understood but not listed."""
+        for name in self.settings.models:
+            yield from (name, f"{name}:base", f"{name}:aligned")
+
+    def resolve(self, model: str) -> Served:
+        """Raises `UnknownModel`."""
+        name, colon, role = model.partition(":")
+        name, at, gamma = name.partition("@")
+        settings = self.settings.models.get(name)
+        if settings is None or (colon and role not in ("base", "aligned")) or (colon and at):
+            raise UnknownModel(_unknown(model, self.names()))
+        nudging = settings.nudging.config()
+        if at:
+            nudging = replace(nudging, gamma=_gamma(gamma, model, self.names()))
+        as_role: Role = "nudged" if not colon else "base" if role == "base" else "aligned"
+        return Served(name, as_role, nudging, settings.sampling.params())
+
+    def context_length(self, served: Served) -> int:
+        """Tokens that fit both models' contexts (or the one's that answers alone)."""
+        return min(self._engine(served.name, role).info.context_length for role in _uses(served))
+
+    # -- answers -----------------------------------------------------------------------------
+
+    def prompts(
+        self, served: Served, messages: Sequence[Message], kwargs: Mapping[str, Any] | None = None
+    ) -> PromptPair:
+        self._expect_ready()
+        return self._prompts[served.name].render(messages, kwargs)
+
+    def writer(
+        self, served: Served, prompt: PromptPair, request: AnswerRequest, nudging: NudgingConfig
+    ) -> Writer:
+        """The writer of one answer to a conversation.
+
+        Raises `EngineUnavailable` while loading, `ContextLengthExceeded`.
+        """
+        self._expect_ready()
+        if served.role != "nudged":
+            text = prompt.base if served.role == "base" else prompt.aligned
+            return Alone(self._engine(served.name, served.role), served.role, text, request)
+        policy = Referenced if nudging.policy == "reference" else Nudged
+        base, aligned = self._engine(served.name, "base"), self._engine(served.name, "aligned")
+        return policy(base, aligned, prompt, request, nudging)
+
+    def continuation(
+        self, served: Served, prompt: str | TokenIds, request: AnswerRequest
+    ) -> Writer:
+        """The writer that continues a raw prompt with one model alone, verbatim."""
+        self._expect_ready()
+        assert served.role != "nudged"
+        engine = self._engine(served.name, served.role)
+        if isinstance(prompt, str):
+            prompt = engine.info.tokenizer.encode_prompt(prompt)
+        return Alone(engine, served.role, prompt, request)
+
+    def _engine(self, name: str, role: Literal["base", "aligned"]) -> Engine:
+        model = self.settings.models[name]
+        return self.engines[model.base if role == "base" else model.aligned]
+
+
+async def start_engine(name: str, settings: EngineSettings) -> Engine:
+    """Raises `ConfigError`, `EngineUnavailable`."""
+    if settings.backend == "scripted":
+        from server.engines.scripted import ScriptedEngine
+
+        return ScriptedEngine.from_folder(name, settings.model, **settings.args)
+    from server.engines.vllm import VllmEngine  # imports torch and vLLM: seconds
+
+    return await VllmEngine.start(
+        name,
+        settings.engine_args(),
+        device=settings.device,
+        timeout_s=settings.start_timeout_s,
+    )
+
+
+def _uses(served: Served) -> tuple[Literal["base", "aligned"], ...]:
+    return ("base", "aligned") if served.role == "nudged" else (served.role,)
+
+
+def _gamma(text: str, model: str, names: Iterator[str]) -> float:
+    try:
+        gamma = float(text)
+    except ValueError:
+        gamma = math.nan
+    if not (gamma >= 0 and math.isfinite(gamma)):
+        raise UnknownModel(_unknown(model, names))
+    return gamma
+
+
+def _unknown(model: str, names: Iterator[str]) -> str:
+    shown = model if len(model) <= 80 else model[:77] + "..."
+    return f"The model {shown!r} does not exist. Served: {', '.join(names)}, and NAME@GAMMA."

@@ -1,0 +1,415 @@
+"""Text between two tokenizers.
+
+Knows: how token ids become text and text becomes token ids, incrementally and without loss;
+where a word ends; how a stop string is held back. Does not know: engines, the policy, HTTP.
+
+Text leads. What a model wrote is decoded byte by byte, so that a character is handed on only
+when it is whole, and what the *other* model wrote is encoded as a continuation and appended:
+ids that a model has already read are never computed again. Where two tokenizers give every id
+the same bytes, ids are handed over as they are.
+
+Every tokenizer here is reduced to one table, id → bytes. Byte-level BPE and SentencePiece-style
+vocabularies (which every decoder-only family in use has) give such a table exactly.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from server.core import ConfigError, Literally, PromptText, TokenIds
+
+METASPACE = "\u2581"
+_PROBES = ("a", " a", "\n", "\n\n", " ", "1", ".", "é", "你好", "a b")
+_SENTINELS = ("\n", "\u2063", "|", "#", "0", "a")
+
+
+class Tokenizer:
+    """One model's tokenizer. Immutable, and safe to share between answers.
+
+    Attributes:
+        size: number of token ids.
+        special_ids: ids that are never text.
+        chat: the Hugging Face tokenizer, for its chat template.
+    """
+
+    def __init__(self, chat: Any) -> None:
+        """
+        Args:
+            chat: a Hugging Face *fast* tokenizer (``PreTrainedTokenizerFast``).
+
+        Raises:
+            ConfigError: it is not one, or its vocabulary can't be turned into bytes.
+        """
+        backend = getattr(chat, "backend_tokenizer", None)
+        if not isinstance(backend, tokenizers.Tokenizer):
+            raise ConfigError(
+                f"{getattr(chat, 'name_or_path', chat)!r} has no fast tokenizer (tokenizer.json); "
+                "convert it with transformers and point the config at the result"
+            )
+        self.chat = chat
+        self._parse = backend  # control tokens in the text are control tokens
+        self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._plain.encode_special_tokens = True  # … are text
+        for each in (self._parse, self._plain):
+            each.no_truncation()
+            each.no_padding()
+        spec = json.loads(backend.to_str())
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._bytes = _byte_table(backend, spec, self.special_ids)
+        self.size = len(self._bytes)
+        self._byte_ids = _single_byte_ids(self._bytes, self.special_ids)
+        # Added tokens that are not special would still be cut out of plain text by the
+        # tokenizer, so every one of them has to be guarded in a user's text.
+        spelled = sorted({t.content for t in added.values() if t.content}, key=len, reverse=True)
+        self._spelled = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
+        self._bos = self._leading_special_ids()
+        self._sentinel = self._find_sentinel()
+
+    @classmethod
+    def load(
+        cls, model: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> Tokenizer:
+        """The tokenizer of a model folder or hub name."""
+        from transformers import AutoTokenizer  # slow to import
+
+        try:
+            chat = AutoTokenizer.from_pretrained(
+                model, revision=revision, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError, ImportError) as error:
+            where = "folder" if Path(model).exists() else "name or path"
+            raise ConfigError(
+                f"no tokenizer could be loaded from the {where} {model!r}: {error}"
+            ) from error
+        return cls(chat)
+
+    # -- text → ids ---------------------------------------------------------------------------
+
+    def encode_prompt(self, prompt: PromptText | str) -> TokenIds:
+        """A whole prompt: control tokens are read as such, but not inside ``Literally``.
+
+        The tokenizer's BOS is put in front unless the text spells it already.
+        """
+        parts = (prompt,) if isinstance(prompt, str) else prompt
+        ids: TokenIds = []
+        for number, part in enumerate(parts):
+            if isinstance(part, Literally):
+                ids += self.encode_text(part.text)
+            elif number == 0:
+                ids += self._parse.encode(part, add_special_tokens=False).ids
+            else:
+                ids += self._continue(self._parse, part)
+        return ids if ids[: len(self._bos)] == self._bos else self._bos + ids
+
+    def encode_text(self, text: str) -> TokenIds:
+        """Text that continues what the model has read: no BOS, no dummy leading space, and
+        nothing in it is a control token. Decodes to exactly ``text`` wherever the vocabulary
+        can spell it."""
+        ids = self._continue(self._plain, text)
+        if self.bytes_of(ids) == text.encode():
+            return ids
+        exact: TokenIds = []
+        for char in text:  # a normalizer or a literal U+2581 got in the way: rare
+            ids = self._continue(self._plain, char)
+            data = char.encode("utf-8", "replace")
+            if self.bytes_of(ids) != data and all(byte in self._byte_ids for byte in data):
+                ids = [self._byte_ids[byte] for byte in data]
+            exact += ids
+        return exact
+
+    def count(self, text: str) -> int:
+        """Tokens in a text, without any that the tokenizer adds."""
+        return len(self._parse.encode(text, add_special_tokens=False).ids)
+
+    def replace_control(self, text: str, put: Callable[[str], str], also: str) -> str:
+        """``text`` with ``put(spelling)`` for each control token that it spells, and for each
+        character of ``also``."""
+        also_found = any(char in text for char in also)
+        if not also_found and not self._spelled.search(text):
+            return text
+        pattern = self._spelled.pattern + "|" + "|".join(map(re.escape, also))
+        return re.sub(pattern, lambda match: put(match[0]), text)
+
+    def _continue(self, tokenizer: tokenizers.Tokenizer, text: str) -> TokenIds:
+        if not text:
+            return []
+        sentinel, skip = self._sentinel
+        ids: TokenIds = tokenizer.encode(sentinel + text, add_special_tokens=False).ids
+        return ids[skip:]
+
+    # -- ids → text ---------------------------------------------------------------------------
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; empty for special tokens and ids beyond the vocabulary."""
+        return self._bytes[token] if 0 <= token < self.size else b""
+
+    def bytes_of(self, ids: Iterable[int]) -> bytes:
+        return b"".join(map(self.token_bytes, ids))
+
+    def token_text(self, token: int) -> str:
+        """One token alone, with U+FFFD for the parts of characters."""
+        return self.token_bytes(token).decode("utf-8", "replace")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids as a continuation; special tokens have none."""
+        return self.bytes_of(ids).decode("utf-8", "replace")
+
+    def decoder(self) -> StreamDecoder:
+        return StreamDecoder(self)
+
+    def starts_with_space(self) -> list[bool]:
+        """For each id, whether its text begins with whitespace. A table for the engine."""
+        return [_first_char(data).isspace() for data in self._bytes]
+
+    def shares_ids_with(self, other: Tokenizer) -> bool:
+        """Whether each id that is text here is the same text in ``other``."""
+        return self is other or (
+            len(self._bytes) <= len(other._bytes)
+            and all(
+                mine == theirs
+                for mine, theirs in zip(self._bytes, other._bytes, strict=False)
+                if mine
+            )
+        )
+
+    # -- made once ----------------------------------------------------------------------------
+
+    def _leading_special_ids(self) -> TokenIds:
+        """The ids (a BOS, or none) that the tokenizer puts in front of a sequence."""
+        bare: TokenIds = self._parse.encode("a", add_special_tokens=False).ids
+        full: TokenIds = self._parse.encode("a").ids
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start]
+        return []
+
+    def _find_sentinel(self) -> tuple[str, int]:
+        """A text to put in front, and the number of ids to strip again, so that a
+        continuation gets no dummy leading space. Nothing, where there is none to avoid."""
+        for sentinel in ("", *_SENTINELS):
+            head = self._plain.encode(sentinel, add_special_tokens=False).ids
+            ok = True
+            for probe in _PROBES:
+                ids = self._plain.encode(sentinel + probe, add_special_tokens=False).ids
+                spelled = self.bytes_of(ids[len(head) :])
+                ok &= ids[: len(head)] == head
+                ok &= spelled == probe.encode() or (not probe.isascii() and probe[0] != "\n")
+            if ok:
+                return sentinel, len(head)
+        raise ConfigError(
+            f"the tokenizer of {self.chat.name_or_path!r} does not give a text back unchanged "
+            "(it lower-cases or strips), so it can't take part in nudging"
+        )
+
+
+class StreamDecoder:
+    """Ids to text as they come, whole characters only.
+
+    ``pending`` tokens ended inside a character, or were read together with one that did;
+    ``pending_text`` is the part of their text that is out already. Whoever hands over in this
+    state takes those tokens back and gives that text instead.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self.pending = 0
+        self.pending_text = ""
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; often all of its own, sometimes none."""
+        text = self._utf8.decode(self._tokenizer.token_bytes(token))
+        if self._utf8.getstate()[0]:
+            self.pending += 1
+            self.pending_text += text
+        else:
+            self.pending = 0
+            self.pending_text = ""
+        return text
+
+    def reset(self) -> None:
+        """Forget the bytes of an unfinished character."""
+        self._utf8.reset()
+        self.pending = 0
+        self.pending_text = ""
+
+
+# -- words --------------------------------------------------------------------------------------
+
+# Scripts written without spaces, and their punctuation: Thai, Lao, Burmese, Khmer, kana, Han.
+_SPACELESS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+    "\u3001-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
+    "\U0001b000-\U0001b16f\U00020000-\U000323af]"
+)
+
+
+class Part(Enum):
+    """What a token is to the word being written."""
+
+    INSIDE = "inside"  # part of it, and more may come
+    LAST = "last"  # part of it, and nothing more is
+    BEYOND = "beyond"  # the word had ended before this token
+
+
+class Word:
+    """Follows one word, token by token.
+
+    A word reaches up to, and not including, the next whitespace after a non-whitespace
+    character; leading whitespace belongs to it. In scripts without spaces it is one token's
+    worth of whole characters. A token is never cut: one that holds the ending whitespace
+    itself (".\\n\\n") is the word's last (docs/adr/0003).
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = tokenizer.decoder()
+        self._line = ""  # text since the decoder was last between characters
+        self.open = False  # a non-whitespace character has been seen
+
+    @property
+    def inside_character(self) -> bool:
+        return self._decoder.pending > 0
+
+    def push(self, token: int) -> Part:
+        data = self._tokenizer.token_bytes(token)
+        between = not self._decoder.pending
+        if self.open and between and _first_char(data).isspace():
+            return Part.BEYOND
+        self._line = ("" if between else self._line) + self._decoder.push(token)
+        stripped = self._line.lstrip()
+        was_open, self.open = self.open, self.open or bool(stripped) or bool(self._decoder.pending)
+        if self._decoder.pending:
+            return Part.INSIDE
+        inner = self._line if was_open else stripped
+        if any(char.isspace() for char in inner) or _SPACELESS.search(self._line):
+            return Part.LAST
+        return Part.INSIDE
+
+
+# -- stop strings -------------------------------------------------------------------------------
+
+
+class StopStrings:
+    """Finds stop strings in text that comes in pieces, and says how much may go out.
+
+    Nothing that could still become a stop string is released, and nothing else is held. The
+    outcome does not depend on how the text was cut into pieces: the first stop string to be
+    complete wins, of two that end together the longer one.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._longest = max(map(len, self._stops), default=0)
+        self.held = ""
+
+    def push(self, text: str) -> tuple[int, str | None]:
+        """Take in text.
+
+        Returns:
+            How many characters of everything held and not released yet may go out now, and
+            the stop string that was found (what follows those characters is to be dropped).
+        """
+        if not self._stops:
+            return len(text), None
+        self.held += text
+        found: tuple[int, int, str] | None = None
+        for stop in self._stops:
+            start = self.held.find(stop)
+            if start >= 0:
+                match = (start + len(stop), start, stop)
+                found = match if found is None else min(found, match)
+        if found:
+            return found[1], found[2]
+        keep = 0
+        for length in range(min(self._longest - 1, len(self.held)), 0, -1):
+            tail = self.held[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                keep = length
+                break
+        free = len(self.held) - keep
+        self.held = self.held[free:]
+        return free, None
+
+
+# -- vocabularies -------------------------------------------------------------------------------
+
+
+def _byte_table(
+    backend: tokenizers.Tokenizer, spec: dict[str, Any], special: frozenset[int]
+) -> list[bytes]:
+    """id → bytes, from the vocabulary and the kind of decoder it is written for."""
+    kinds = _decoder_kinds(spec.get("decoder"))
+    vocab = backend.get_vocab(with_added_tokens=True)
+    added = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
+    byte_level = "ByteLevel" in kinds
+    if not byte_level and not kinds & {"ByteFallback", "Metaspace", "Replace"}:
+        raise ConfigError(
+            "only byte-level BPE and SentencePiece-style tokenizers are supported; this one "
+            f"decodes with {sorted(kinds) or 'nothing'}"
+        )
+    to_byte = {char: byte for byte, char in enumerate(_byte_level_alphabet())}
+    table = [b""] * (max(vocab.values(), default=-1) + 1)
+    for token, number in vocab.items():
+        if number in special:
+            continue
+        if number in added:
+            table[number] = added[number].encode()
+        elif byte_level:
+            known = all(char in to_byte for char in token)
+            table[number] = bytes(to_byte[c] for c in token) if known else token.encode()
+        elif "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
+            table[number] = bytes([int(token[3:5], 16)])
+        else:
+            table[number] = token.replace(METASPACE, " ").encode()
+    return table
+
+
+def _decoder_kinds(decoder: dict[str, Any] | None) -> set[str]:
+    if not decoder:
+        return set()
+    if decoder["type"] == "Sequence":
+        return set[str]().union(*(_decoder_kinds(each) for each in decoder["decoders"]))
+    return {decoder["type"]}
+
+
+def _byte_level_alphabet() -> list[str]:
+    """GPT-2's printable stand-in for each byte value, in order of the values."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (value for value in range(256) if value not in printable)
+    stand_in = {value: chr(value) for value in printable}
+    stand_in |= {value: chr(256 + number) for number, value in enumerate(others)}
+    return [stand_in[value] for value in range(256)]
+
+
+def _single_byte_ids(table: list[bytes], special: frozenset[int]) -> dict[int, int]:
+    """byte value → the last id that is just this byte (byte-fallback tokens and plain letters
+    can both be; either will do)."""
+    return {
+        data[0]: number
+        for number, data in enumerate(table)
+        if len(data) == 1 and number not in special
+    }
+
+
+def _first_char(data: bytes) -> str:
+    """The first character of some bytes; empty if they begin inside one or end too early."""
+    if not data:
+        return ""
+    if data[0] < 0x80:
+        return chr(data[0])
+    for length in (2, 3, 4):
+        try:
+            return data[:length].decode()
+        except UnicodeDecodeError:
+            continue
+    return ""
