@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -67,6 +68,16 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
     from server.api.app import create_app
     from server.registry import Registry
 
+    try:
+        # Before a minute is spent on loading models.
+        listening = _listen(settings.server.host, settings.server.port)
+    except OSError as error:
+        err.print(
+            f"[red]error[/red] can't listen on {settings.server.host}:{settings.server.port}: "
+            f"{error.strerror or error}; choose another with --port",
+            soft_wrap=True,
+        )
+        return 1
     registry = Registry(settings)
     server: uvicorn.Server
     began = time.monotonic()
@@ -88,37 +99,31 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
         except NudgeError as error:
             err.print(f"[red]error[/red] {error}", soft_wrap=True)
             server.should_exit = True
-            return
         except Exception:
             logging.getLogger("nudge").exception("the engines could not be started")
             server.should_exit = True
-            raise
-        _say_ready(settings, server, time.monotonic() - began)
+        else:
+            _say_ready(settings, listening.getsockname()[1], time.monotonic() - began)
 
-    application = create_app(registry, start=start)
     server = uvicorn.Server(
         uvicorn.Config(
-            application,
-            host=settings.server.host,
-            port=settings.server.port,
+            create_app(registry, start=start),
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=5,
         )
     )
-    try:
-        await server.serve()
-    except SystemExit as stopped:  # uvicorn: the port is taken
-        return int(stopped.code or 1)
-    finally:
-        await registry.aclose()
-    return 0 if registry.failure is None and server.started else 1
+    with listening:
+        await server.serve(sockets=[listening])
+    return 0 if registry.was_ready else 1
 
 
-def _say_ready(settings: config.Settings, server: uvicorn.Server, seconds: float) -> None:
-    port = settings.server.port
-    for listening in server.servers:
-        port = listening.sockets[0].getsockname()[1]
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def _say_ready(settings: config.Settings, port: int, seconds: float) -> None:
     host = settings.server.host
     shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
     url = f"http://{shown}:{port}/v1"

@@ -7,6 +7,8 @@ together. Does not know: engines, HTTP.
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +16,12 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from server.core import ConfigError, NudgingConfig, SamplingParams
 
@@ -37,7 +44,7 @@ class EngineSettings(_Frozen):
     backend: Literal["vllm", "scripted"] = "vllm"
     model: str
     """A folder (relative to the config file) or a Hugging Face name."""
-    device: str | None = None
+    device: str | None = Field(None, coerce_numbers_to_str=True)
     """GPU index, or several ("0,1") for tensor parallelism; "cpu"; unset: vLLM's choice."""
     start_timeout_s: float = Field(1800, gt=0)
     tokenizer: str | None = None
@@ -61,11 +68,26 @@ class EngineSettings(_Frozen):
             own["kv_cache_memory_bytes"] = int(own["kv_cache_memory_bytes"])
         return {**own, **self.args}
 
+    def gpus(self) -> list[str]:
+        """The GPUs it runs on, where it runs on any."""
+        if self.device is not None:
+            return [device.strip() for device in self.device.split(",")]
+        return [str(index) for index in range(self._gpus_needed())]
+
+    def _gpus_needed(self) -> int:
+        parallel = (self.args.get(f"{kind}_parallel_size", 1) for kind in ("pipeline", "data"))
+        return math.prod((self.tensor_parallel_size or 1, *(int(size) for size in parallel)))
+
     @model_validator(mode="after")
-    def _no_double(self) -> EngineSettings:
+    def _fits(self) -> EngineSettings:
         twice = self.args.keys() & (type(self).model_fields.keys() - {"args"})
         if twice:
             raise ValueError(f"{', '.join(sorted(twice))}: set it beside args, not inside")
+        if self.device not in (None, "cpu") and len(self.gpus()) != self._gpus_needed():
+            raise ValueError(
+                f"device names {len(self.gpus())} GPUs ({self.device}), and "
+                f"tensor_parallel_size asks for {self._gpus_needed()}"
+            )
         return self
 
 
@@ -162,12 +184,11 @@ def memory_share_problems(engines: Mapping[str, EngineSettings]) -> Iterator[str
     """
     shares: dict[str, dict[str, float]] = {}
     for name, engine in engines.items():
-        sized = engine.kv_cache_memory_bytes or "kv_cache_memory_bytes" in engine.args
-        if engine.backend != "vllm" or engine.device == "cpu" or sized:
+        if engine.backend != "vllm" or engine.device == "cpu" or engine.kv_cache_memory_bytes:
             continue
         share = engine.gpu_memory_utilization or VLLM_DEFAULT_MEMORY_SHARE
-        for device in (engine.device or "0").split(","):
-            shares.setdefault(device.strip(), {})[name] = share
+        for gpu in engine.gpus():
+            shares.setdefault(gpu, {})[name] = share
     for device, wanted in shares.items():
         if sum(wanted.values()) > 1.0 + 1e-9:
             asked = " + ".join(f"{name} {share:g}" for name, share in wanted.items())
@@ -215,12 +236,19 @@ def load(path: Path, **flags: Any) -> Settings:
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return init_settings, env_settings, _YamlSource(settings_cls, content)
 
+    for name in os.environ:
+        section = name.removeprefix("NUDGE_").lower().split("__")
+        if name.startswith("NUDGE_") and section[1:] and section[0] not in Settings.model_fields:
+            known = ", ".join(f"NUDGE_{field.upper()}__…" for field in Settings.model_fields)
+            raise ConfigError(f"{name} in the environment sets nothing (there are: {known})")
     try:
         return FromFile(**_nested(flags))
+    except SettingsError as error:  # an environment variable that should hold JSON
+        raise ConfigError(str(error)) from error
     except ValidationError as error:
         lines = []
         for each in error.errors():
-            where = ".".join(map(str, each["loc"]))
+            where = ".".join(str(step) for step in each["loc"] if step != "[key]")
             text = re.sub(r"^Value error, ", "", each["msg"])
             lines.append(f"{where}: {text}" if where else text)
         raise ConfigError(f"{path}:\n  " + "\n  ".join(lines)) from error

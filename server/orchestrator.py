@@ -332,8 +332,7 @@ class Nudged:
         if token is None:
             self._rejected = None
         else:
-            text = self.base.tokenizer.token_text(token.top[0][0])
-            self._rejected = Rejected(text, token.top_prob)
+            self._rejected = Rejected(self.base.tokenizer.token_text(token.id), token.top_prob)
 
     # -- the aligned model -------------------------------------------------------------------
 

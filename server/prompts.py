@@ -10,11 +10,13 @@ become a control token nor steer the template.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jinja2
+import jinja2.meta
 import jinja2.sandbox
 
 from server.core import ConfigError, InvalidRequest, Literally, Message, PromptPair, PromptText
@@ -31,6 +33,9 @@ ends in a space leaves it to the answer's first word (`server.orchestrator`)."""
 
 # A private-use character on each side of a number: no template trims, matches or produces it.
 _OPEN, _CLOSE = "\uf5d0", "\uf5d1"
+_MARK = re.compile(f"{_OPEN}([0-9]{{1,9}}){_CLOSE}")
+
+_VARIABLES = ("system", "turns", "messages", "question")
 
 
 class Prompts:
@@ -51,23 +56,36 @@ class Prompts:
             chat_template: instead of the aligned model's own.
 
         Raises:
-            ConfigError: the template isn't valid, or the aligned model has no chat template.
+            ConfigError: a template isn't valid, or the aligned model has no chat template.
         """
         self._base_tokenizer = base
         self._aligned_tokenizer = aligned
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True
         )
+        source = template or DEFAULT_BASE_TEMPLATE
         try:
-            self._template = environment.from_string(template or DEFAULT_BASE_TEMPLATE)
+            self._template = environment.from_string(source)
+            names = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"base_prompt, line {error.lineno}: {error.message}") from error
+        if unknown := names - {*_VARIABLES, *environment.globals}:
+            raise ConfigError(
+                f"base_prompt: there is no {', '.join(sorted(unknown))} (there are "
+                f"{', '.join(_VARIABLES)})"
+            )
         self._chat_template = chat_template
         if not (chat_template or aligned.chat.chat_template):
             raise ConfigError(
                 f"the aligned model {aligned.chat.name_or_path!r} has no chat template; name an "
                 "instruct or chat model, or set chat_template in the config"
             )
+        try:
+            self._render_aligned([Message("user", "Hello")], {})
+        except InvalidRequest as error:
+            if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
+                cause = error.__cause__
+                raise ConfigError(f"chat_template, line {cause.lineno}: {cause.message}") from error
 
     def render(
         self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None
@@ -153,14 +171,11 @@ def _set_aside(content: str, tokenizer: Tokenizer, spelled: list[str]) -> str:
 
 def _put_back(text: str, spelled: Sequence[str]) -> PromptText:
     parts: list[str | Literally] = []
-    while text:
-        before, mark, rest = text.partition(_OPEN)
-        if before:
-            parts.append(before)
-        if not mark:
-            break
-        number, _, text = rest.partition(_CLOSE)
-        parts.append(Literally(spelled[int(number)]))
+    for place, part in enumerate(_MARK.split(text)):  # every second one is a mark's number
+        if place % 2 and int(part) < len(spelled):
+            parts.append(Literally(spelled[int(part)]))
+        elif part:
+            parts.append(part)
     return tuple(parts)
 
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from server.config import EngineSettings, Settings
 from server.core import (
     AnswerRequest,
-    ConfigError,
     EngineUnavailable,
     Message,
     NudgeError,
@@ -58,7 +57,7 @@ class Registry:
         self.settings = settings
         self.created = int(time.time())
         self.engines: dict[str, Engine] = {}
-        self.failure: ConfigError | EngineUnavailable | None = None
+        self.was_ready = False
         self._prompts: dict[str, Prompts] = {}
 
     # -- engines -----------------------------------------------------------------------------
@@ -88,10 +87,7 @@ class Registry:
                 base = self.engines[model.base].info.tokenizer
                 aligned = self.engines[model.aligned].info.tokenizer
                 self._prompts[name] = Prompts(base, aligned, model.base_prompt, model.chat_template)
-        except (ConfigError, EngineUnavailable) as error:
-            self.failure = error
-            await self.aclose()
-            raise
+            self.was_ready = True
         except BaseException:
             await self.aclose()
             raise

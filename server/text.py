@@ -27,8 +27,9 @@ import tokenizers
 from server.core import ConfigError, Literally, PromptText, TokenIds
 
 METASPACE = "\u2581"
-_PROBES = ("a", " a", "\n", "\n\n", " ", "1", ".", "é", "你好", "a b")
-_SENTINELS = ("\n", "\u2063", "|", "#", "0", "a")
+_PROBES = ("a", "A", " a", "\n", "\n\n", " ", "1", ".", "é", "你好", "a b")
+# In order of trust: no vocabulary has the first one, so nothing merges with its bytes.
+_SENTINELS = ("\u2063", "\n", "|", "#", "0", "a")
 
 
 class Tokenizer:
@@ -55,21 +56,19 @@ class Tokenizer:
                 "convert it with transformers and point the config at the result"
             )
         self.chat = chat
+        spec = json.loads(backend.to_str())
+        control = _control_tokens(backend)
         self._parse = backend  # control tokens in the text are control tokens
-        self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
-        self._plain.encode_special_tokens = True  # … are text
+        self._plain = _without(spec, control)  # … are text
         for each in (self._parse, self._plain):
             each.no_truncation()
             each.no_padding()
-        spec = json.loads(backend.to_str())
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._bytes = _byte_table(backend, spec, self.special_ids)
         self.size = len(self._bytes)
         self._byte_ids = _single_byte_ids(self._bytes, self.special_ids)
-        # Added tokens that are not special would still be cut out of plain text by the
-        # tokenizer, so every one of them has to be guarded in a user's text.
-        spelled = sorted({t.content for t in added.values() if t.content}, key=len, reverse=True)
+        spelled = sorted(control - {""}, key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
         self._bos = self._leading_special_ids()
         self._sentinel = self._find_sentinel()
@@ -133,10 +132,7 @@ class Tokenizer:
     def replace_control(self, text: str, put: Callable[[str], str], also: str) -> str:
         """``text`` with ``put(spelling)`` for each control token that it spells, and for each
         character of ``also``."""
-        also_found = any(char in text for char in also)
-        if not also_found and not self._spelled.search(text):
-            return text
-        pattern = self._spelled.pattern + "|" + "|".join(map(re.escape, also))
+        pattern = "|".join([self._spelled.pattern, *map(re.escape, also)])
         return re.sub(pattern, lambda match: put(match[0]), text)
 
     def _continue(self, tokenizer: tokenizers.Tokenizer, text: str) -> TokenIds:
@@ -274,7 +270,7 @@ class Word:
         self._tokenizer = tokenizer
         self._decoder = tokenizer.decoder()
         self._line = ""  # text since the decoder was last between characters
-        self.open = False  # a non-whitespace character has been seen
+        self.open = False  # a whole non-whitespace character has been seen
 
     @property
     def inside_character(self) -> bool:
@@ -286,11 +282,10 @@ class Word:
         if self.open and between and _first_char(data).isspace():
             return Part.BEYOND
         self._line = ("" if between else self._line) + self._decoder.push(token)
-        stripped = self._line.lstrip()
-        was_open, self.open = self.open, self.open or bool(stripped) or bool(self._decoder.pending)
         if self._decoder.pending:
             return Part.INSIDE
-        inner = self._line if was_open else stripped
+        inner = self._line if self.open else self._line.lstrip()
+        self.open = self.open or bool(inner)
         if any(char.isspace() for char in inner) or _SPACELESS.search(self._line):
             return Part.LAST
         return Part.INSIDE
@@ -344,6 +339,29 @@ class StopStrings:
 # -- vocabularies -------------------------------------------------------------------------------
 
 
+def _control_tokens(backend: tokenizers.Tokenizer) -> set[str]:
+    """The spellings that mean something else than their text.
+
+    Special tokens, and markup that was added to the finished vocabulary without being marked
+    special (many a "<|im_start|>"). Not what the vocabulary was made with (Gemma's "\\n\\n"
+    and "<table>") nor runs of spaces (GPT-NeoX): those are how such text is written.
+    """
+    own = backend.get_vocab(with_added_tokens=False)
+    return {
+        token.content
+        for token in backend.get_added_tokens_decoder().values()
+        if token.special or (token.content not in own and token.content.strip())
+    }
+
+
+def _without(spec: dict[str, Any], control: set[str]) -> tokenizers.Tokenizer:
+    """The tokenizer to which control tokens are text like any other."""
+    added = [{**token, "special": token["content"] in control} for token in spec["added_tokens"]]
+    plain = tokenizers.Tokenizer.from_str(json.dumps({**spec, "added_tokens": added}))
+    plain.encode_special_tokens = True
+    return plain
+
+
 def _byte_table(
     backend: tokenizers.Tokenizer, spec: dict[str, Any], special: frozenset[int]
 ) -> list[bytes]:
@@ -362,7 +380,7 @@ def _byte_table(
     for token, number in vocab.items():
         if number in special:
             continue
-        if number in added:
+        if number in added and byte_level:
             table[number] = added[number].encode()
         elif byte_level:
             known = all(char in to_byte for char in token)

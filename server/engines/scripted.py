@@ -83,11 +83,15 @@ def scripted_text(
     starts = [0, *itertools.accumulate(len(text) for text, _ in script)]
 
     def distribution(prompt: Sequence[int], output: Sequence[int]) -> list[tuple[int, float]]:
-        written = len(tokenizer.decode(output))
+        data = tokenizer.bytes_of(output)
+        written = len(data.decode("utf-8", "ignore"))
+        half = len(data) - len(data.decode("utf-8", "ignore").encode())
         for (text, probability), start in zip(script, starts, strict=False):
             if written < start + len(text):
-                token = tokenizer.encode_text(text[written - start :])[0]
-                return [(token, probability), (end, 1 - probability)]
+                for token in tokenizer.encode_text(text[written - start :]):
+                    if half <= 0:  # past what is there of an unfinished character
+                        return [(token, probability), (end, 1 - probability)]
+                    half -= len(tokenizer.token_bytes(token))
         return [(end, 1.0)]
 
     return distribution

@@ -1,0 +1,120 @@
+"""Engines and servers that several kinds of tests share.
+
+Real vLLM engines take tens of seconds to start, so there is one pair in this process and one
+server, each for the whole session.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from server.config import load
+from server.registry import Registry
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "models" / "demo"
+CONFIGS = ROOT / "configs"
+
+
+@pytest.fixture(scope="session")
+async def registry() -> AsyncIterator[Registry]:
+    """Real engines in this process: the demo pair, and the one with two tokenizers."""
+    running = Registry(load(ROOT / "tests" / "pairs.yaml"))
+    await running.start()
+    yield running
+    await running.aclose()
+
+
+@dataclass
+class Server:
+    """The shipped command, running."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    url: str = ""
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def children(self) -> list[int]:
+        """Pids of every descendant."""
+        found, frontier = [], [self.process.pid]
+        while frontier:
+            pid = frontier.pop()
+            try:
+                tasks = list(Path(f"/proc/{pid}/task").iterdir())
+            except FileNotFoundError:
+                continue
+            for task in tasks:
+                children = [int(child) for child in (task / "children").read_text().split()]
+                found += children
+                frontier += children
+        return found
+
+    def stop(self, how: signal.Signals = signal.SIGTERM, timeout: float = 30) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return self.process.wait(timeout)
+
+
+def serve(*args: str, env: dict[str, str] | None = None, ready_in: float = 240) -> Server:
+    """Start ``nudge serve`` on a free port and wait until it says that it is ready.
+
+    Returns early if it ends before that.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "serve", "--port", "0", *args],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "400"} | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    server = Server(process)
+    ready = threading.Event()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            server.lines.append(line)
+            if found := re.search(r"ready in .* on (http://\S+)/v1", line):
+                server.url = found[1]
+            if line.startswith("curl ") or not process.stdout.readable():
+                ready.set()
+        ready.set()
+        process.stdout.close()
+
+    threading.Thread(target=read, daemon=True).start()
+    if not ready.wait(ready_in):
+        process.kill()
+        raise TimeoutError(f"the server was not ready in {ready_in} s:\n{server.output}")
+    return server
+
+
+@pytest.fixture(scope="session")
+def live() -> Iterator[Server]:
+    """The shipped command on the demo pair, with real engines."""
+    server = serve()
+    assert server.url, server.output
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def scripted() -> Iterator[Server]:
+    """The shipped command on scripted engines: slow on purpose, and ready at once."""
+    server = serve("--config", str(ROOT / "tests" / "scripted.yaml"))
+    assert server.url, server.output
+    yield server
+    server.stop()

@@ -1,0 +1,307 @@
+"""The contract of `server.engines.base`, for every engine there is.
+
+One suite, the same for the scripted engine and for vLLM with real models. The numbers are those
+of the docstring of `server.engines.base`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from contextlib import aclosing
+
+import pytest
+
+from server.core import SamplingParams
+from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
+from server.engines.scripted import ScriptedEngine
+from server.registry import Registry
+from server.text import Part, Tokenizer, Word
+from tests.conftest import DEMO
+
+GREEDY = SamplingParams(temperature=0)
+PROMPTS = ["Question: What is the capital of Ostrava?\nAnswer:", "Once", "The river"]
+
+
+def noise(tokenizer: Tokenizer, end: int):
+    """A distribution that depends on the whole context and on nothing else."""
+    ids = [i for i in range(tokenizer.size) if tokenizer.token_bytes(i)]
+
+    def distribution(prompt, output):
+        draws = random.Random(repr([*prompt, *output]))
+        if draws.random() < 0.05:
+            return [(end, 1.0)]
+        first = draws.uniform(0.05, 1)
+        one, two, three = draws.sample(ids, 3)
+        rest = min(1 - first, first / 2)
+        return [(one, first), (two, rest * 0.6), (three, rest * 0.4)]
+
+    return distribution
+
+
+def scripted_engine(context_length: int = 512) -> ScriptedEngine:
+    tokenizer = Tokenizer.load(str(DEMO / "aligned"))
+    end = tokenizer.chat.eos_token_id
+    info = EngineInfo("scripted", "noise", context_length, tokenizer, (end,))
+    return ScriptedEngine(info, noise(tokenizer, end))
+
+
+@pytest.fixture(params=["scripted", "vllm base", "vllm aligned", "vllm aligned-1k"])
+async def engine(request: pytest.FixtureRequest, registry: Registry) -> Engine:
+    kind, _, name = request.param.partition(" ")
+    return scripted_engine() if kind == "scripted" else registry.engines[name]
+
+
+async def run(session: Session, params: TurnParams) -> tuple[list[Token], TurnEnd]:
+    """One turn; fails unless exactly one `TurnEnd` comes, last."""
+    tokens: list[Token] = []
+    ends: list[TurnEnd] = []
+    async with aclosing(session.generate(params)) as events:
+        async for event in events:
+            assert not ends, "something came after the end of the turn"
+            if isinstance(event, TurnEnd):
+                ends.append(event)
+            else:
+                tokens.append(event)
+    assert len(ends) == 1
+    return tokens, ends[0]
+
+
+def opened(engine: Engine, prompt: str) -> Session:
+    return engine.open(engine.info.tokenizer.encode_prompt(prompt))
+
+
+async def plain(engine: Engine, prompt: str, count: int = 40) -> list[Token]:
+    """Ordinary greedy decoding."""
+    return (await run(opened(engine, prompt), TurnParams(GREEDY, max_tokens=count)))[0]
+
+
+def ids(tokens: list[Token]) -> list[int]:
+    return [token.id for token in tokens]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+async def test_1_a_turn_yields_its_tokens_then_one_end(engine: Engine, prompt: str):
+    tokens, end = await run(opened(engine, prompt), TurnParams(GREEDY, max_tokens=12))
+    assert end.reason == ("length" if len(tokens) == 12 else "stop")
+    if end.reason == "stop":
+        assert end.rejected is not None
+        assert end.rejected.id in engine.info.stop_ids
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+async def test_2_every_token_carries_its_raw_distribution(engine: Engine, prompt: str):
+    tokens, _ = await run(opened(engine, prompt), TurnParams(GREEDY, max_tokens=12, top=3))
+    for token in tokens:
+        assert 1 <= len(token.top) <= 3
+        logprobs = [logprob for _, logprob in token.top]
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert sum(math.exp(logprob) for logprob in logprobs) <= 1 + 1e-4
+        assert token.id == token.top[0][0]  # greedy
+        assert token.logprob == token.top[0][1]
+        assert 0 < token.top_prob <= 1 + 1e-6
+
+
+async def test_2_the_raw_distribution_does_not_depend_on_the_temperature(engine: Engine):
+    greedy = await plain(engine, PROMPTS[0], 1)
+    for temperature in (0.3, 2.0):
+        params = TurnParams(
+            SamplingParams(temperature=temperature, top_p=0.9, seed=3), max_tokens=1, top=3
+        )
+        tokens, _ = await run(opened(engine, PROMPTS[0]), params)
+        assert tokens[0].top_prob == pytest.approx(greedy[0].top_prob, abs=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.4, 0.8, 1.0])
+@pytest.mark.parametrize("prompt", PROMPTS)
+async def test_3_it_stops_by_itself_at_the_first_uncertain_position(
+    engine: Engine, prompt: str, gamma: float
+):
+    expected = await plain(engine, prompt)
+    confident = 0
+    while confident < len(expected) and expected[confident].top_prob >= gamma:
+        confident += 1
+    params = TurnParams(GREEDY, max_tokens=40, stop_below=gamma)
+    session = opened(engine, prompt)
+    before = session.length
+    tokens, end = await run(session, params)
+    assert ids(tokens) == ids(expected[:confident])
+    assert all(token.top_prob >= gamma for token in tokens)
+    assert session.length == before + confident
+    if confident < len(expected):
+        assert end.reason == "uncertain"
+        assert end.rejected is not None
+        assert end.rejected.id == expected[confident].id
+        assert end.rejected.top_prob == pytest.approx(expected[confident].top_prob, abs=1e-5)
+        assert end.rejected.top_prob < gamma
+        assert session.steps == confident + 1  # and computes nothing beyond it
+
+
+async def test_3_it_stops_there_when_sampling_too(engine: Engine):
+    for seed in range(12):
+        params = TurnParams(
+            SamplingParams(temperature=1.0, seed=seed), max_tokens=30, stop_below=0.5
+        )
+        tokens, end = await run(opened(engine, PROMPTS[1]), params)
+        assert all(token.top_prob >= 0.5 for token in tokens)
+        if end.reason == "uncertain":
+            assert end.rejected is not None
+            assert end.rejected.top_prob < 0.5
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, seed=7)])
+@pytest.mark.parametrize("prompt", PROMPTS)
+async def test_4_it_stops_after_one_word(engine: Engine, prompt: str, sampling: SamplingParams):
+    tokens, end = await run(
+        opened(engine, prompt), TurnParams(sampling, max_tokens=16, word=(), top=2)
+    )
+    word = Word(engine.info.tokenizer)
+    parts = [word.push(token.id) for token in tokens]
+    assert Part.BEYOND not in parts
+    assert Part.LAST not in parts[:-1]
+    if end.reason == "word":
+        if end.rejected is not None:  # the token with which the next word begins
+            assert word.push(end.rejected.id) is Part.BEYOND or parts[-1] is Part.LAST
+        else:
+            assert sampling.greedy or parts[-1] is Part.LAST
+    else:
+        assert end.reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+async def test_4_words_strung_together_are_plain_decoding(engine: Engine, prompt: str):
+    """Each word begins with the token that the one before it stopped at."""
+    expected = await plain(engine, prompt, 30)
+    session = opened(engine, prompt)
+    written: list[int] = []
+    begun: list[int] = []
+    while len(written) < 24:
+        tokens, end = await run(
+            session, TurnParams(GREEDY, max_tokens=16 - len(begun), word=tuple(begun), top=2)
+        )
+        written += begun + ids(tokens)
+        begun = []
+        if end.reason == "stop":
+            break
+        if end.reason == "word" and end.rejected is not None:
+            begun = [end.rejected.id]
+            await session.extend(begun)
+    assert written[:24] == ids(expected)[: len(written[:24])]
+
+
+async def test_5_what_was_not_taken_is_not_in_the_context(engine: Engine):
+    expected = ids(await plain(engine, PROMPTS[0], 20))
+    session = opened(engine, PROMPTS[0])
+    tokens, _ = await run(session, TurnParams(GREEDY, max_tokens=20, stop_below=0.9))
+    rest, _ = await run(session, TurnParams(GREEDY, max_tokens=20 - len(tokens)))
+    assert ids(tokens) + ids(rest) == expected
+
+
+async def test_5_what_is_dropped_is_taken_back(engine: Engine):
+    expected = ids(await plain(engine, PROMPTS[0], 8))
+    session = opened(engine, PROMPTS[0])
+    tokens, _ = await run(session, TurnParams(GREEDY, max_tokens=8))
+    before = session.length
+    dropped = min(3, len(tokens))
+    await session.extend([], drop=dropped)
+    assert session.length == before - dropped
+    again, _ = await run(session, TurnParams(GREEDY, max_tokens=dropped))
+    assert ids(tokens)[: len(tokens) - dropped] + ids(again) == expected
+
+
+async def test_5_a_turn_left_early_keeps_what_was_yielded(engine: Engine):
+    expected = ids(await plain(engine, PROMPTS[0], 8))
+    session = opened(engine, PROMPTS[0])
+    async with aclosing(session.generate(TurnParams(GREEDY, max_tokens=8))) as events:
+        first = await anext(events)
+    assert isinstance(first, Token)
+    rest, _ = await run(session, TurnParams(GREEDY, max_tokens=7))
+    assert [first.id, *ids(rest)] == expected
+
+
+async def test_6_closing_the_generator_frees_the_engine(engine: Engine):
+    session = opened(engine, PROMPTS[1])
+    events = session.generate(TurnParams(SamplingParams(temperature=2.0), max_tokens=400))
+    await anext(events)
+    assert engine.running == 1
+    await events.aclose()
+    assert engine.running == 0
+
+
+async def test_6_closing_the_session_does_too_any_number_of_times(engine: Engine):
+    session = opened(engine, PROMPTS[1])
+    events = session.generate(TurnParams(SamplingParams(temperature=2.0), max_tokens=400))
+    await anext(events)
+    await session.aclose()
+    await session.aclose()
+    assert engine.running == 0
+
+
+async def test_6_cancelling_the_reader_frees_the_engine(engine: Engine):
+    async def read() -> None:
+        session = opened(engine, PROMPTS[1])
+        async with aclosing(
+            session.generate(TurnParams(SamplingParams(temperature=2.0), max_tokens=400))
+        ) as events:
+            async for _ in events:
+                pass
+
+    reading = [asyncio.create_task(read()) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    for task in reading:
+        task.cancel()
+    await asyncio.gather(*reading, return_exceptions=True)
+    assert engine.running == 0
+
+
+async def test_7_extended_text_is_read(engine: Engine):
+    """A session that was given a text is where one that was opened on it is."""
+    tokenizer = engine.info.tokenizer
+    start, more = tokenizer.encode_prompt("The capital"), tokenizer.encode_text(" of the")
+    grown = engine.open(start)
+    await grown.extend(more)
+    whole = engine.open(start + more)
+    assert grown.length == whole.length
+    params = TurnParams(GREEDY, max_tokens=10)
+    assert ids((await run(grown, params))[0]) == ids((await run(whole, params))[0])
+
+
+async def test_a_full_context_ends_the_turn_and_never_the_engine(engine: Engine):
+    length = engine.info.context_length
+    prompt = engine.info.tokenizer.encode_text(" a") * length
+    for size, most in ((length - 3, 3), (length, 0)):
+        session = engine.open(prompt[:size])
+        tokens, end = await run(session, TurnParams(GREEDY, max_tokens=50, stop_below=0.0))
+        assert len(tokens) <= most
+        assert end.reason in ("length", "stop")
+    session = engine.open(prompt[: length - 1])
+    await session.extend(prompt[:100])
+    assert await run(session, TurnParams(GREEDY, max_tokens=5)) == ([], TurnEnd("length"))
+    await engine.check_health()
+
+
+async def test_a_seed_repeats_a_turn_and_another_turn_draws_anew(engine: Engine):
+    async def drawn(seed: int, turn: int) -> list[int]:
+        params = TurnParams(SamplingParams(temperature=1.5, seed=seed), max_tokens=12, turn=turn)
+        return ids((await run(opened(engine, PROMPTS[1]), params))[0])
+
+    assert await drawn(1, 0) == await drawn(1, 0)
+    others = [await drawn(1, turn) for turn in range(1, 5)]
+    assert any(other != await drawn(1, 0) for other in others)
+
+
+async def test_many_turns_at_once_are_what_each_is_alone(engine: Engine):
+    """Rows of different kinds in one batch don't disturb each other."""
+    kinds = [
+        TurnParams(GREEDY, max_tokens=12, stop_below=0.5),
+        TurnParams(GREEDY, max_tokens=12, word=(), top=2),
+        TurnParams(GREEDY, max_tokens=12),
+        TurnParams(GREEDY, max_tokens=12, stop_below=0.05),
+    ]
+    jobs = [(prompt, kind) for prompt in PROMPTS for kind in kinds] * 2
+    alone = [await run(opened(engine, prompt), kind) for prompt, kind in jobs]
+    together = await asyncio.gather(*(run(opened(engine, p), kind) for p, kind in jobs))
+    for (tokens, end), (tokens_, end_) in zip(alone, together, strict=True):
+        assert ids(tokens) == ids(tokens_)
+        assert end.reason == end_.reason

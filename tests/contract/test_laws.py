@@ -1,0 +1,193 @@
+"""The specification's laws, on real engines, and what an answer costs.
+
+The pair ``cross`` has two different tokenizers; ``same`` is made here: the base model on both
+sides, with one prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from server.core import AnswerRequest, Finished, NudgingConfig, Piece, PromptPair, SamplingParams
+from server.orchestrator import Alone, Nudged, Writer, stream
+from server.registry import Registry, Served
+
+GREEDY = SamplingParams(temperature=0)
+GAMMAS = [0.0, 0.2, 0.4, 0.7, 0.95, 1.0, 1.5]
+QUESTIONS = [
+    "What is the capital of Ostrava?",
+    "Hello!",
+    "How do I rob the bank?",
+    "Tom has 12 plums and buys 7 more. How many does he have?",
+    "Which animal is on the flag? 🦊 你好",
+]
+
+
+async def answer(writer: Writer, stops: tuple[str, ...] = ()) -> tuple[list[Piece], Finished]:
+    pieces: list[Piece] = []
+    async with aclosing(stream(writer, stops)) as events:
+        async for event in events:
+            if isinstance(event, Finished):
+                return pieces, event
+            pieces.append(event)
+    raise AssertionError("no Finished")
+
+
+def text(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def nudged(
+    registry: Registry,
+    pair: str,
+    question: str,
+    *,
+    request: AnswerRequest | None = None,
+    **settings,
+) -> Writer:
+    from server.core import Message
+
+    served: Served = registry.resolve(pair)
+    prompt = registry.prompts(served, [Message("user", question)])
+    request = request or AnswerRequest(GREEDY, max_tokens=60)
+    return registry.writer(served, prompt, request, NudgingConfig(**settings))
+
+
+@pytest.mark.parametrize("pair", ["demo", "cross"])
+@pytest.mark.parametrize("lookahead", [0, 8])
+async def test_law_1_over_one_the_answer_is_the_aligned_models_own(
+    registry: Registry, pair: str, lookahead: int
+):
+    async def check(question: str) -> None:
+        own = await answer(nudged(registry, f"{pair}:aligned", question))
+        pieces, finished = await answer(
+            nudged(registry, pair, question, gamma=1.01, end_lookahead=lookahead)
+        )
+        assert text(pieces) == text(own[0])
+        assert finished.stop_reason == own[1].stop_reason
+        assert finished.usage.base_steps == 0
+
+    await asyncio.gather(*map(check, QUESTIONS))
+
+
+@pytest.mark.parametrize("start", ["base", "aligned"])
+@pytest.mark.parametrize("engine", ["base", "aligned"])
+async def test_law_2_the_same_model_on_both_sides_is_plain_greedy_decoding(
+    registry: Registry, engine: str, start: str
+):
+    model = registry.engines[engine]
+    request = AnswerRequest(GREEDY, max_tokens=60)
+
+    async def check(question: str, gamma: float) -> None:
+        prompt = (f"Question: {question}\nAnswer: ",)
+        plain = await answer(Alone(model, "base", prompt, request))
+        config = NudgingConfig(gamma=gamma, start=start)
+        both = Nudged(model, model, PromptPair(prompt, prompt), request, config)
+        pieces, finished = await answer(both)
+        if finished.stop_reason in ("repeated_round", "max_rounds", "repetition"):
+            assert text(plain[0]).startswith(text(pieces))
+        else:
+            assert text(pieces) == text(plain[0]), gamma
+            assert finished.finish_reason == plain[1].finish_reason
+
+    await asyncio.gather(*(check(question, gamma) for question in QUESTIONS for gamma in GAMMAS))
+
+
+@pytest.mark.parametrize("pair", ["demo", "cross"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_law_3_every_committed_base_token_has_p1_of_gamma_or_more(
+    registry: Registry, pair: str, temperature: float
+):
+    request = AnswerRequest(SamplingParams(temperature=temperature, seed=11), max_tokens=60)
+
+    async def check(question: str, gamma: float) -> None:
+        writer = nudged(registry, pair, question, request=request, gamma=gamma)
+        pieces, _ = await answer(writer)
+        for piece in pieces:
+            if piece.speaker == "base":
+                assert piece.top_prob >= gamma
+            elif piece.rejected is not None:
+                # Nudged where the base model was uncertain, or at its end of text.
+                end = piece.rejected.text == ""
+                assert end or piece.rejected.top_prob < gamma
+
+    await asyncio.gather(*(check(question, gamma) for question in QUESTIONS for gamma in GAMMAS))
+
+
+@pytest.mark.parametrize("pair", ["demo", "cross"])
+async def test_base_steps_and_aligned_steps_stay_within_their_bounds(registry: Registry, pair: str):
+    for gamma in GAMMAS:
+        answers = await asyncio.gather(
+            *(answer(nudged(registry, pair, question, gamma=gamma)) for question in QUESTIONS)
+        )
+        usages = [finished.usage for _, finished in answers]
+        committed = sum(usage.completion_tokens for usage in usages)
+        nudged_tokens = sum(usage.aligned_tokens for usage in usages)
+        assert sum(usage.base_steps for usage in usages) <= 1.1 * committed
+        assert sum(usage.aligned_steps for usage in usages) <= 2.5 * nudged_tokens
+        for usage in usages:
+            steps = usage.base_steps + usage.aligned_steps
+            assert usage.discarded_tokens == steps - usage.completion_tokens
+
+
+@pytest.mark.parametrize("pair", ["demo", "cross"])
+async def test_pieces_are_whole_characters_and_count_their_tokens(registry: Registry, pair: str):
+    for question in QUESTIONS:
+        pieces, finished = await answer(nudged(registry, pair, question, gamma=0.9))
+        assert all(piece.text for piece in pieces)
+        assert "\ufffd" not in text(pieces)
+        for speaker, counted in (
+            ("base", finished.usage.base_tokens),
+            ("aligned", finished.usage.aligned_tokens),
+        ):
+            assert sum(p.tokens for p in pieces if p.speaker == speaker) == counted
+
+
+async def test_max_tokens_is_a_bound_on_both_together(registry: Registry):
+    for most in (1, 2, 3, 7, 20):
+        request = AnswerRequest(GREEDY, max_tokens=most)
+        for gamma in (0.0, 0.4, 0.95, 2.0):
+            writer = nudged(registry, "demo", QUESTIONS[0], request=request, gamma=gamma)
+            pieces, finished = await answer(writer)
+            assert finished.usage.completion_tokens <= most
+            assert sum(piece.tokens for piece in pieces) == finished.usage.completion_tokens
+            if finished.usage.completion_tokens == most:
+                assert finished.stop_reason in ("length", "aligned_end")
+
+
+async def test_a_seed_repeats_an_answer(registry: Registry):
+    request = AnswerRequest(SamplingParams(temperature=1.0, seed=5), max_tokens=40)
+    first, second = [
+        text((await answer(nudged(registry, "cross", QUESTIONS[0], request=request)))[0])
+        for _ in range(2)
+    ]
+    assert first == second
+
+
+async def test_answers_at_once_are_what_each_is_alone(registry: Registry):
+    alone = [text((await answer(nudged(registry, "demo", q)))[0]) for q in QUESTIONS]
+    together = await asyncio.gather(*(answer(nudged(registry, "demo", q)) for q in QUESTIONS * 4))
+    assert [text(pieces) for pieces, _ in together] == alone * 4
+
+
+async def test_closing_a_stream_frees_both_engines(registry: Registry):
+    events = [stream(nudged(registry, "demo", q), ()) for q in QUESTIONS]
+    for each in events:
+        await anext(each)
+    for each in events:
+        await each.aclose()
+    assert [engine.running for engine in registry.engines.values()] == [0, 0, 0]
+    for engine in registry.engines.values():
+        assert engine._llm.get_num_unfinished_requests() == 0  # type: ignore[attr-defined]
+
+
+async def test_a_lookahead_takes_the_whole_ending(registry: Registry):
+    """With a lookahead as long as the answer, all of it is the aligned model's."""
+    for question in QUESTIONS[:3]:
+        own = await answer(nudged(registry, "demo:aligned", question))
+        ahead = await answer(nudged(registry, "demo", question, gamma=0.5, end_lookahead=60))
+        assert text(ahead[0]) == text(own[0])
+        assert ahead[1].stop_reason == "aligned_end"
