@@ -6,18 +6,21 @@ Knows: the terminal, and how the parts are put together. Does not know: a rule o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvicorn
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from server import __version__, config
@@ -72,14 +75,13 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
         # Before a minute is spent on loading models.
         listening = _listen(settings.server.host, settings.server.port)
     except OSError as error:
-        err.print(
-            f"[red]error[/red] can't listen on {settings.server.host}:{settings.server.port}: "
-            f"{error.strerror or error}; choose another with --port",
-            soft_wrap=True,
+        _error(
+            f"can't listen on {settings.server.host}:{settings.server.port}: "
+            f"{error.strerror or error}; choose another with --port"
         )
         return 1
     registry = Registry(settings)
-    server: uvicorn.Server
+    server: _Server
     began = time.monotonic()
 
     def progress(engine: str, state: str, seconds: float) -> None:
@@ -97,7 +99,7 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
         try:
             await registry.start(progress)
         except NudgeError as error:
-            err.print(f"[red]error[/red] {error}", soft_wrap=True)
+            _error(str(error))
             server.should_exit = True
         except Exception:
             logging.getLogger("nudge").exception("the engines could not be started")
@@ -105,7 +107,7 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
         else:
             _say_ready(settings, listening.getsockname()[1], time.monotonic() - began)
 
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             create_app(registry, start=start),
             log_config=None,
@@ -116,6 +118,23 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
     with listening:
         await server.serve(sockets=[listening])
     return 0 if registry.was_ready else 1
+
+
+class _Server(uvicorn.Server):
+    """Ends by itself on SIGINT and SIGTERM, with an exit code, instead of dying of the signal
+    once it has shut down. A second Ctrl-C doesn't wait for answers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for each in signals:
+            loop.add_signal_handler(each, self.handle_exit, each, None)
+        try:
+            yield
+        finally:
+            for each in signals:
+                loop.remove_signal_handler(each)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -148,14 +167,26 @@ def check_config(
     table = Table("served as", "base", "aligned", "γ", box=None, header_style="bold")
     for name, model in settings.models.items():
         base, aligned = settings.engines[model.base], settings.engines[model.aligned]
-        table.add_row(name, base.model, aligned.model, f"{model.nudging.gamma:g}")
-    problems = list(_engine_problems(settings))
+        table.add_row(*map(escape, (name, base.model, aligned.model, f"{model.nudging.gamma:g}")))
+    problems = [*_template_problems(settings), *_engine_problems(settings)]
     out.print(table)
     for problem in problems:
-        err.print(f"[red]error[/red] {problem}", soft_wrap=True)
+        _error(problem)
     if problems:
         raise typer.Exit(1)
     out.print("[green]ok[/green]")
+
+
+def _template_problems(settings: config.Settings) -> list[str]:
+    from server.prompts import base_template
+
+    problems = []
+    for name, model in settings.models.items():
+        try:
+            base_template(model.base_prompt)
+        except ConfigError as error:
+            problems.append(f"models.{name}.{error}")
+    return problems
 
 
 def _engine_problems(settings: config.Settings) -> list[str]:
@@ -176,8 +207,12 @@ def _load(path: Path, **flags: object) -> config.Settings:
     try:
         return config.load(path, **flags)
     except ConfigError as error:
-        err.print(f"[red]error[/red] {error}", soft_wrap=True, markup=True)
+        _error(str(error))
         raise typer.Exit(2) from None
+
+
+def _error(message: str) -> None:
+    err.print(f"[red]error[/red] {escape(message)}", soft_wrap=True)
 
 
 def _log_to_stderr() -> None:
@@ -186,8 +221,6 @@ def _log_to_stderr() -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    # A second Ctrl-C while the engines load should still end it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run() -> None:

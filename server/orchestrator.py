@@ -153,7 +153,8 @@ class _Side:
         if text and self._lead:
             text, self._lead = text.removeprefix(self._lead), ""
         if self.other is not None:
-            self._said.append(token.id)
+            if self.tokenizer.token_bytes(token.id):  # special tokens never cross
+                self._said.append(token.id)
             self._said_text += text
             if not self._decoder.pending:
                 self.other.hear(self._said_text, self._said if self._shared and plain else None)

@@ -60,20 +60,7 @@ class Prompts:
         """
         self._base_tokenizer = base
         self._aligned_tokenizer = aligned
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-        )
-        source = template or DEFAULT_BASE_TEMPLATE
-        try:
-            self._template = environment.from_string(source)
-            names = jinja2.meta.find_undeclared_variables(environment.parse(source))
-        except jinja2.TemplateSyntaxError as error:
-            raise ConfigError(f"base_prompt, line {error.lineno}: {error.message}") from error
-        if unknown := names - {*_VARIABLES, *environment.globals}:
-            raise ConfigError(
-                f"base_prompt: there is no {', '.join(sorted(unknown))} (there are "
-                f"{', '.join(_VARIABLES)})"
-            )
+        self._template = base_template(template)
         self._chat_template = chat_template
         if not (chat_template or aligned.chat.chat_template):
             raise ConfigError(
@@ -157,6 +144,25 @@ class Prompts:
         if not spelled:
             return (text,)
         return _put_back(text, spelled)
+
+
+def base_template(source: str | None) -> jinja2.Template:
+    """The base model's template, compiled. Raises `ConfigError`; needs no tokenizer."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    source = source or DEFAULT_BASE_TEMPLATE
+    try:
+        template = environment.from_string(source)
+        names = jinja2.meta.find_undeclared_variables(environment.parse(source))
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(f"base_prompt, line {error.lineno}: {error.message}") from error
+    if unknown := names - {*_VARIABLES, *environment.globals}:
+        raise ConfigError(
+            f"base_prompt: there is no {', '.join(sorted(unknown))} (there are "
+            f"{', '.join(_VARIABLES)})"
+        )
+    return template
 
 
 def _set_aside(content: str, tokenizer: Tokenizer, spelled: list[str]) -> str:

@@ -16,6 +16,7 @@ from server.config import EngineSettings, Settings
 from server.core import (
     AnswerRequest,
     EngineUnavailable,
+    InvalidRequest,
     Message,
     NudgeError,
     NudgingConfig,
@@ -158,11 +159,22 @@ class Registry:
     def continuation(
         self, served: Served, prompt: str | TokenIds, request: AnswerRequest
     ) -> Writer:
-        """The writer that continues a raw prompt with one model alone, verbatim."""
+        """The writer that continues a raw prompt with one model alone, verbatim.
+
+        Raises `EngineUnavailable`, `ContextLengthExceeded`, `InvalidRequest`.
+        """
         self._expect_ready()
         assert served.role != "nudged"
         engine = self._engine(served.name, served.role)
-        if isinstance(prompt, str):
+        if not isinstance(prompt, str):
+            unknown = [token for token in prompt if not 0 <= token < engine.info.tokenizer.size]
+            if unknown:
+                raise InvalidRequest(
+                    f"{len(unknown)} of the prompt's token ids are not in the vocabulary of "
+                    f"{engine.info.tokenizer.size} tokens",
+                    param="prompt",
+                )
+        else:
             prompt = engine.info.tokenizer.encode_prompt(prompt)
         return Alone(engine, served.role, prompt, request)
 

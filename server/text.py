@@ -25,8 +25,14 @@ from typing import Any
 import tokenizers
 
 from server.core import ConfigError, Literally, PromptText, TokenIds
+from server.vocabulary import (
+    byte_table,
+    control_tokens,
+    first_char,
+    single_byte_ids,
+    without_control,
+)
 
-METASPACE = "\u2581"
 _PROBES = ("a", "A", " a", "\n", "\n\n", " ", "1", ".", "é", "你好", "a b")
 # In order of trust: no vocabulary has the first one, so nothing merges with its bytes.
 _SENTINELS = ("\u2063", "\n", "|", "#", "0", "a")
@@ -57,17 +63,17 @@ class Tokenizer:
             )
         self.chat = chat
         spec = json.loads(backend.to_str())
-        control = _control_tokens(backend)
+        control = control_tokens(backend)
         self._parse = backend  # control tokens in the text are control tokens
-        self._plain = _without(spec, control)  # … are text
+        self._plain = without_control(spec, control)  # … are text
         for each in (self._parse, self._plain):
             each.no_truncation()
             each.no_padding()
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
-        self._bytes = _byte_table(backend, spec, self.special_ids)
+        self._bytes = byte_table(backend, spec, self.special_ids)
         self.size = len(self._bytes)
-        self._byte_ids = _single_byte_ids(self._bytes, self.special_ids)
+        self._byte_ids = single_byte_ids(self._bytes, self.special_ids)
         spelled = sorted(control - {""}, key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
         self._bos = self._leading_special_ids()
@@ -164,7 +170,7 @@ class Tokenizer:
 
     def starts_with_space(self) -> list[bool]:
         """For each id, whether its text begins with whitespace. A table for the engine."""
-        return [_first_char(data).isspace() for data in self._bytes]
+        return [first_char(data).isspace() for data in self._bytes]
 
     def shares_ids_with(self, other: Tokenizer) -> bool:
         """Whether each id that is text here is the same text in ``other``."""
@@ -279,7 +285,7 @@ class Word:
     def push(self, token: int) -> Part:
         data = self._tokenizer.token_bytes(token)
         between = not self._decoder.pending
-        if self.open and between and _first_char(data).isspace():
+        if self.open and between and first_char(data).isspace():
             return Part.BEYOND
         self._line = ("" if between else self._line) + self._decoder.push(token)
         if self._decoder.pending:
@@ -334,100 +340,3 @@ class StopStrings:
         free = len(self.held) - keep
         self.held = self.held[free:]
         return free, None
-
-
-# -- vocabularies -------------------------------------------------------------------------------
-
-
-def _control_tokens(backend: tokenizers.Tokenizer) -> set[str]:
-    """The spellings that mean something else than their text.
-
-    Special tokens, and markup that was added to the finished vocabulary without being marked
-    special (many a "<|im_start|>"). Not what the vocabulary was made with (Gemma's "\\n\\n"
-    and "<table>") nor runs of spaces (GPT-NeoX): those are how such text is written.
-    """
-    own = backend.get_vocab(with_added_tokens=False)
-    return {
-        token.content
-        for token in backend.get_added_tokens_decoder().values()
-        if token.special or (token.content not in own and token.content.strip())
-    }
-
-
-def _without(spec: dict[str, Any], control: set[str]) -> tokenizers.Tokenizer:
-    """The tokenizer to which control tokens are text like any other."""
-    added = [{**token, "special": token["content"] in control} for token in spec["added_tokens"]]
-    plain = tokenizers.Tokenizer.from_str(json.dumps({**spec, "added_tokens": added}))
-    plain.encode_special_tokens = True
-    return plain
-
-
-def _byte_table(
-    backend: tokenizers.Tokenizer, spec: dict[str, Any], special: frozenset[int]
-) -> list[bytes]:
-    """id → bytes, from the vocabulary and the kind of decoder it is written for."""
-    kinds = _decoder_kinds(spec.get("decoder"))
-    vocab = backend.get_vocab(with_added_tokens=True)
-    added = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
-    byte_level = "ByteLevel" in kinds
-    if not byte_level and not kinds & {"ByteFallback", "Metaspace", "Replace"}:
-        raise ConfigError(
-            "only byte-level BPE and SentencePiece-style tokenizers are supported; this one "
-            f"decodes with {sorted(kinds) or 'nothing'}"
-        )
-    to_byte = {char: byte for byte, char in enumerate(_byte_level_alphabet())}
-    table = [b""] * (max(vocab.values(), default=-1) + 1)
-    for token, number in vocab.items():
-        if number in special:
-            continue
-        if number in added and byte_level:
-            table[number] = added[number].encode()
-        elif byte_level:
-            known = all(char in to_byte for char in token)
-            table[number] = bytes(to_byte[c] for c in token) if known else token.encode()
-        elif "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
-            table[number] = bytes([int(token[3:5], 16)])
-        else:
-            table[number] = token.replace(METASPACE, " ").encode()
-    return table
-
-
-def _decoder_kinds(decoder: dict[str, Any] | None) -> set[str]:
-    if not decoder:
-        return set()
-    if decoder["type"] == "Sequence":
-        return set[str]().union(*(_decoder_kinds(each) for each in decoder["decoders"]))
-    return {decoder["type"]}
-
-
-def _byte_level_alphabet() -> list[str]:
-    """GPT-2's printable stand-in for each byte value, in order of the values."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (value for value in range(256) if value not in printable)
-    stand_in = {value: chr(value) for value in printable}
-    stand_in |= {value: chr(256 + number) for number, value in enumerate(others)}
-    return [stand_in[value] for value in range(256)]
-
-
-def _single_byte_ids(table: list[bytes], special: frozenset[int]) -> dict[int, int]:
-    """byte value → the last id that is just this byte (byte-fallback tokens and plain letters
-    can both be; either will do)."""
-    return {
-        data[0]: number
-        for number, data in enumerate(table)
-        if len(data) == 1 and number not in special
-    }
-
-
-def _first_char(data: bytes) -> str:
-    """The first character of some bytes; empty if they begin inside one or end too early."""
-    if not data:
-        return ""
-    if data[0] < 0x80:
-        return chr(data[0])
-    for length in (2, 3, 4):
-        try:
-            return data[:length].decode()
-        except UnicodeDecodeError:
-            continue
-    return ""

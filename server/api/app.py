@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from server import __version__
@@ -34,6 +35,7 @@ from server.core import (
     Piece,
     joined,
 )
+from server.metrics import collector
 from server.orchestrator import Writer, stream
 from server.registry import Registry, Served
 
@@ -95,6 +97,12 @@ def _add_status_routes(app: FastAPI, registry: Registry) -> None:
     @app.get("/version")
     async def version() -> dict[str, str]:
         return {"version": __version__}
+
+    metrics = collector(registry)
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

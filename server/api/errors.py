@@ -103,12 +103,22 @@ def _validation_error(errors: Sequence[Any]) -> ApiError:
     context = first.get("ctx", {})
     if "param" in context:
         return ApiError(400, first["msg"], param=context["param"])
-    # Of a union ("a string or a list of parts") pydantic names the alternative too.
-    path = [str(each) for each in first["loc"] if not _names_alternative(each)]
+    # Of a union ("a string or a list of parts") each alternative fails: the one that got
+    # furthest into the value knows best what is wrong with it.
+    path = _path(first)
+    for each in errors[1:]:
+        other = _path(each)
+        if len(other) > len(path) and other[: len(path)] == path:
+            first, path = each, other
     param = ".".join(path) or None
     message = first["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}" if param else message, param=param)
 
 
-def _names_alternative(part: Any) -> bool:
-    return isinstance(part, str) and (part in ("str", "int") or "[" in part)
+def _path(error: Any) -> list[str]:
+    """Where in the body, without the names that pydantic gives to a union's alternatives."""
+    return [
+        str(part)
+        for part in error["loc"]
+        if isinstance(part, int) or not (part in ("str", "int") or "[" in part)
+    ]

@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from server.core import ConfigError, SamplingParams, TokenIds
+from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
 from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
 from server.text import Part, Tokenizer, Word
 
@@ -25,6 +25,7 @@ class ScriptedEngine:
     """Plays a `Distribution`.
 
     step_s: how long a decode step takes. It yields to the event loop at each step in any case.
+    dies_after: steps of a session after which the engine is as good as dead; None: never.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class ScriptedEngine:
         distribution: Distribution,
         *,
         step_s: float = 0.0,
+        dies_after: int | None = None,
     ) -> None:
         self._info = info
         self.distribution = distribution
         self.step_s = step_s
+        self.dies_after = dies_after
         self.running = 0
 
     @classmethod
@@ -48,6 +51,7 @@ class ScriptedEngine:
         script: Sequence[tuple[str, float]] = (("Hello! I am a scripted engine.", 0.9),),
         context_length: int = 2048,
         step_s: float = 0.0,
+        dies_after: int | None = None,
     ) -> ScriptedEngine:
         """An engine that writes ``script`` with the tokenizer found in ``folder``.
 
@@ -60,7 +64,8 @@ class ScriptedEngine:
         if end is None:
             raise ConfigError(f"the tokenizer in {folder!r} has no end-of-text token")
         info = EngineInfo(name, f"scripted ({folder})", context_length, tokenizer, (end,))
-        return cls(info, scripted_text(tokenizer, end, script), step_s=step_s)
+        text = scripted_text(tokenizer, end, script)
+        return cls(info, text, step_s=step_s, dies_after=dies_after)
 
     @property
     def info(self) -> EngineInfo:
@@ -130,6 +135,8 @@ class ScriptedSession:
                 if self.length >= info.context_length:
                     break
                 await asyncio.sleep(engine.step_s)
+                if self.steps == engine.dies_after:
+                    raise EngineUnavailable(f"engine {info.name!r} died")
                 self.steps += 1
                 candidates = engine.distribution(self._prompt, self._output)
                 top = tuple((i, math.log(p)) for i, p in candidates[: params.top] if p > 0)

@@ -90,12 +90,16 @@ class VllmEngine:
         engine_args = _engine_args(name, args)
         children = set(multiprocessing.active_children())
         loading = asyncio.create_task(asyncio.to_thread(_construct, engine_args, device))
-        done, _ = await asyncio.wait({loading}, timeout=timeout_s)
-        if not done:
-            # A thread can't be cancelled, but its constructor fails once its child is dead.
-            for child in set(multiprocessing.active_children()) - children:
-                child.kill()
-            await asyncio.wait({loading}, timeout=10)
+        started = False
+        try:
+            started = bool((await asyncio.wait({loading}, timeout=timeout_s))[0])
+        finally:
+            if not started:
+                # A thread can't be cancelled, but its constructor fails once its child is dead.
+                for child in set(multiprocessing.active_children()) - children:
+                    child.kill()
+                await asyncio.wait({loading}, timeout=10)
+        if not started:
             raise EngineUnavailable(
                 f"engine {name!r} ({engine_args.model}) did not start within {timeout_s:.0f} s; "
                 "raise start_timeout_s in the config, or set VLLM_LOGGING_LEVEL=INFO to see why"

@@ -1,0 +1,245 @@
+"""Bad input gets a clear 4xx in OpenAI's shape, and the server lives."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.conftest import Server
+
+GOOD = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+CHAT = "/v1/chat/completions"
+
+
+def post(live: Server, body: Any, path: str = CHAT, **kwargs: Any) -> httpx.Response:
+    if isinstance(body, bytes):
+        kwargs = {"headers": {"Content-Type": "application/json"}} | kwargs
+        return httpx.post(live.url + path, content=body, timeout=30, **kwargs)
+    return httpx.post(live.url + path, json=body, timeout=30, **kwargs)
+
+
+def error(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+    """The error object, checked for its shape."""
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    found: dict[str, Any] = response.json()["error"]
+    assert found.keys() == {"message", "type", "param", "code"}
+    assert isinstance(found["message"], str)
+    assert 0 < len(found["message"]) < 500
+    assert found["param"] is None or isinstance(found["param"], str)
+    assert found["code"] is None or isinstance(found["code"], str)
+    assert response.headers["x-request-id"]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _the_server_lives(live: Server):
+    yield
+    assert post(live, GOOD).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": ["hi"]}, "messages.0"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"content": "x"}]}, "messages.0.role"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages.0.content.0.type",
+        ),
+        ({"model": 5}, "model"),
+        ({"model": ""}, "model"),
+        ({"model": None}, "model"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": "0.5"}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -5}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"seed": "x"}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"stop": 5}, "stop"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a", ""]}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"top_logprobs": 5}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 100}, "top_logprobs"),
+        ({"nudging": {"gamma": -0.1}}, "nudging.gamma"),
+        ({"nudging": {"gamma": "high"}}, "nudging.gamma"),
+        ({"nudging": {"policy": "magic"}}, "nudging.policy"),
+        ({"nudging": {"start": "user"}}, "nudging.start"),
+        ({"nudging": {"max_rounds": 0}}, "nudging.max_rounds"),
+        ({"nudging": {"end_lookahead": -1}}, "nudging.end_lookahead"),
+        ({"nudging": {"gama": 0.4}}, "nudging.gama"),
+        ({"nudging": 0.4}, "nudging"),
+        ({"model": "demo:base", "nudging": {"gamma": 0.4}}, "nudging.gamma"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+    ],
+)
+def test_a_wrong_value_is_named(live: Server, change: dict[str, Any], param: str):
+    found = error(post(live, GOOD | change))
+    assert found["type"] == "invalid_request_error"
+    assert found["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 2),
+        ("n", 0),
+        ("frequency_penalty", 0.5),
+        ("presence_penalty", -0.5),
+        ("repetition_penalty", 1.1),
+        ("logit_bias", {"5": 10}),
+        ("stop_token_ids", [5]),
+        ("min_tokens", 5),
+        ("ignore_eos", True),
+        ("response_format", {"type": "json_object"}),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("functions", [{"name": "f"}]),
+        ("modalities", ["text", "audio"]),
+        ("continue_final_message", True),
+        ("add_generation_prompt", False),
+    ],
+)
+def test_what_is_not_built_yet_is_refused_by_name(live: Server, field: str, value: Any):
+    found = error(post(live, GOOD | {field: value}))
+    assert found["param"] == field
+    assert field in found["message"]
+
+
+def test_what_asks_for_nothing_unusual_is_accepted(live: Server):
+    harmless = {
+        "n": 1,
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+        "response_format": {"type": "text"},
+        "tools": [],
+        "stop": None,
+        "temperature": None,
+        "seed": None,
+        "user": "someone",
+        "metadata": {"a": "b"},
+        "store": False,
+        "unknown_field_of_a_ui": {"x": 1},
+        "tool_choice": "none",
+    }
+    assert post(live, GOOD | harmless).status_code == 200
+    with_tools = {"tools": [{"type": "function"}], "tool_choice": "none"}
+    assert post(live, GOOD | with_tools).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"{'model': 'demo'}",
+        b'{"model": "demo", "messages": [}',
+        b'\xff\xfe{"model": "demo"}',
+        b'{"model": "de\xffmo"}',
+        b"[" * 10_000 + b"]" * 10_000,
+        b'{"messages": ' + b'{"a": ' * 10_000 + b"1" + b"}" * 10_000 + b"}",
+        json.dumps(GOOD).encode()[:-1] + b', "temperature": NaN}',
+        json.dumps(GOOD).encode()[:-1] + b', "seed": 1e999}',
+    ],
+    ids=range(13),
+)
+def test_a_body_that_is_not_a_json_object_is_a_400(live: Server, body: bytes):
+    assert error(post(live, body))["type"] == "invalid_request_error"
+
+
+def test_another_content_type_is_a_400(live: Server):
+    response = httpx.post(live.url + CHAT, content=b"{}", headers={"Content-Type": "text/plain"})
+    assert "application/json" in error(response)["message"]
+
+
+def test_a_huge_body_is_refused(live: Server):
+    body = GOOD | {"messages": [{"role": "user", "content": "x" * 6_000_000}]}
+    assert error(post(live, body), 413)["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize("model", ["nobody", "demo:other", "demo:base@0.3", "demo@x", "demo@-1"])
+def test_an_unknown_model_is_a_404(live: Server, model: str):
+    found = error(post(live, GOOD | {"model": model}), 404)
+    assert (found["code"], found["param"]) == ("model_not_found", "model")
+    assert error(httpx.get(f"{live.url}/v1/models/{model}"), 404)["code"] == "model_not_found"
+
+
+def test_an_endless_model_name_is_not_echoed(live: Server):
+    error(post(live, GOOD | {"model": "x" * 100_000}), 404)
+
+
+@pytest.mark.parametrize("model", ["demo", "demo:base", "demo:aligned"])
+@pytest.mark.parametrize("policy", ["nudging", "reference"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_longer_than_a_context_is_a_400(
+    live: Server, model: str, policy: str, stream: bool
+):
+    body = GOOD | {
+        "model": model,
+        "messages": [{"role": "user", "content": "word and " * 3000}],
+        "stream": stream,
+    }
+    if model == "demo":
+        body["nudging"] = {"policy": policy}
+    assert error(post(live, body))["code"] == "context_length_exceeded"
+
+
+def test_unknown_routes_and_methods_have_the_same_shape(live: Server):
+    assert error(httpx.get(f"{live.url}/v2/chat"), 404)["code"] == "not_found"
+    assert error(httpx.get(live.url + CHAT), 405)["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": [1, 2], "model": "demo"}, "prompt"),
+        ({"prompt": [999_999]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"logprobs": 99}, "logprobs"),
+        ({"echo": True}, "echo"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+    ],
+)
+def test_wrong_values_of_completions_are_named(live: Server, change: dict[str, Any], param: str):
+    body = {"model": "demo:base", "prompt": "Hi", "max_tokens": 2} | change
+    assert error(post(live, body, "/v1/completions"))["param"] == param
+
+
+def test_the_client_raises_its_typed_errors(live: Server):
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(**GOOD | {"model": "nobody"})
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(**GOOD | {"temperature": 9})
+        assert caught.value.param == "temperature"

@@ -1,0 +1,153 @@
+"""The shipped command from start to end: what a person at a terminal has of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT, Server, serve
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those that still run (a zombie does not)."""
+    running = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state != "Z":
+            running.append(pid)
+    return running
+
+
+def all_gone(pids: list[int], within: float = 10) -> bool:
+    deadline = time.monotonic() + within
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not alive(pids)
+
+
+def test_it_shows_progress_and_ends_with_a_curl_line_that_works(live: Server):
+    assert "loading base" in live.output
+    assert "ready   aligned" in live.output
+    curl = next(line for line in live.lines if line.startswith("curl "))
+    answer = subprocess.run(
+        [*shlex.split(curl), "--silent"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert json.loads(answer.stdout)["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_however_it_ends_no_process_is_left(how: signal.Signals):
+    server = serve("--config", str(ROOT / "tests" / "one.yaml"))
+    pids = server.children()
+    names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
+    assert any(b"EngineCore" in name for name in names)
+    code = server.stop(how)
+    assert all_gone(pids), [pid for pid in alive(pids)]
+    assert code == (-signal.SIGKILL if how is signal.SIGKILL else 0)
+
+
+def test_it_ends_at_once_while_the_engines_load():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "serve", "--port", "0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    server = Server(process)
+    assert process.stdout is not None
+    while "loading base" not in process.stdout.readline():
+        pass
+    deadline = time.monotonic() + 60
+    while not server.children() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    pids = server.children()
+    assert pids
+    server.stop(signal.SIGTERM)
+    process.stdout.close()
+    assert all_gone(pids)
+
+
+def test_it_answers_while_the_engines_load():
+    server = subprocess.Popen(
+        [sys.executable, "-m", "server", "serve", "--port", str(port := free_port())],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(url)
+        ready = httpx.get(f"{url}/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "loading"})
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+        chat = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}]}
+        refused = httpx.post(f"{url}/v1/chat/completions", json=chat)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "engine_loading"
+        assert refused.headers["retry-after"]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def wait_for(url: str) -> None:
+    for _ in range(600):
+        try:
+            if httpx.get(f"{url}/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise TimeoutError(url)
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = serve("--port", str(port), ready_in=60)
+    assert server.process.wait(10) == 1
+    assert f"can't listen on 127.0.0.1:{port}" in server.output
+    assert "loading" not in server.output
+
+
+def test_a_model_that_is_not_there_is_one_clear_message(tmp_path: Path):
+    config = tmp_path / "broken.yaml"
+    config.write_text(
+        "engines: {only: {model: ./nowhere, kv_cache_memory_bytes: 1MiB}}\n"
+        "models: {m: {base: only, aligned: only}}\n"
+    )
+    server = serve("--config", str(config), ready_in=120)
+    assert server.process.wait(30) == 1
+    errors = [line for line in server.lines if line.startswith("error")]
+    assert len(errors) == 1
+    assert "nowhere" in errors[0]
+
+
+def test_the_scripts_are_executable_and_quick_when_the_environment_is_made():
+    if not (ROOT / ".venv" / ".made-from").exists():
+        pytest.skip("the environment was not made by scripts/env")
+    before = time.monotonic()
+    done = subprocess.run(
+        [ROOT / "scripts" / "env"], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout == done.stderr == ""
+    assert time.monotonic() - before < 5

@@ -1,0 +1,297 @@
+"""Settings from file, environment and flags; the shipped files; the two commands that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from server import config
+from server.cli import app
+from server.core import ConfigError
+
+CONFIGS = config.DEFAULT_CONFIG.parent
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+
+GOOD = """\
+engines:
+  big: {model: org/big, device: "0"}
+  small: {model: org/small, device: "1"}
+models:
+  pair: {base: big, aligned: small}
+"""
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A config file in a folder of its own."""
+
+    def make(text: str = GOOD) -> Path:
+        path = tmp_path / "nudge.yaml"
+        path.write_text(text, "utf-8")
+        return path
+
+    return make
+
+
+def two_engines(big: str, small: str) -> str:
+    return (
+        f"engines:\n  big: {{model: b, {big}}}\n  small: {{model: s, {small}}}\n"
+        "models:\n  pair: {base: big, aligned: small}\n"
+    )
+
+
+# -- the shipped files --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_each_shipped_config_loads_and_is_consistent(path: Path) -> None:
+    settings = config.load(path)
+    assert path.stem in settings.models, "the file serves a model of its own name"
+    for model in settings.models.values():
+        base, aligned = settings.engines[model.base], settings.engines[model.aligned]
+        assert model.base != model.aligned
+        assert base.max_model_len == aligned.max_model_len
+        assert model.sampling.temperature == 0
+    shares: dict[str, float] = {}
+    for engine in settings.engines.values():
+        for gpu in engine.gpus():
+            shares[gpu] = shares.get(gpu, 0) + (engine.gpu_memory_utilization or 0)
+    assert all(share <= 0.95 + 1e-9 for share in shares.values())
+
+
+def test_the_papers_thresholds_are_the_papers() -> None:
+    """0.4 for Llama-2, 0.3 for Gemma-2 and OLMo."""
+    wanted = {
+        "llama-2-70b": 0.4,
+        "gemma-2-27b": 0.3,
+        "olmo-7b": 0.3,
+        "gemma-2-27b--llama-2-7b-chat": 0.3,
+    }
+    for name, gamma in wanted.items():
+        assert config.load(CONFIGS / f"{name}.yaml").models[name].nudging.gamma == gamma
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_each_engine_argument_is_one_of_vllm(path: Path) -> None:
+    from server.engines.vllm import unknown_args
+
+    for engine in config.load(path).engines.values():
+        assert unknown_args(engine.engine_args()) == []
+
+
+def test_every_engine_setting_is_an_argument_of_vllm() -> None:
+    from server.engines.vllm import unknown_args
+
+    own = {"backend", "device", "start_timeout_s", "args"}
+    assert unknown_args(dict.fromkeys(config.EngineSettings.model_fields.keys() - own)) == []
+    assert unknown_args({"modle": 1, "model": "x"}) == ["modle"]
+
+
+# -- precedence ---------------------------------------------------------------------------------
+
+
+def test_a_flag_wins_over_environment_over_file_over_default(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert config.load(write()).server.port == 8000
+    path = write(GOOD + "server: {port: 1001, host: 0.0.0.0}\n")
+    assert config.load(path, server__port=None).server.port == 1001
+    monkeypatch.setenv("NUDGE_SERVER__PORT", "1002")
+    assert config.load(path).server.port == 1002
+    settings = config.load(path, server__port=1003)
+    assert settings.server.port == 1003
+    assert settings.server.host == "0.0.0.0", "what a source doesn't name, the next one gives"
+
+
+def test_the_environment_reaches_into_engines_and_models(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUDGE_MODELS__PAIR__NUDGING__GAMMA", "0.25")
+    monkeypatch.setenv("NUDGE_ENGINES__BIG__MAX_MODEL_LEN", "512")
+    monkeypatch.setenv("NUDGE_ENGINES__SMALL__ARGS", '{"max_num_seqs": 8}')
+    settings = config.load(write())
+    assert settings.models["pair"].nudging.config().gamma == 0.25
+    assert settings.engines["big"].engine_args() == {"model": "org/big", "max_model_len": 512}
+    assert settings.engines["small"].args == {"max_num_seqs": 8}
+
+
+def test_other_variables_of_the_environment_are_left_alone(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUDGE_LOG_LEVEL", "DEBUG")
+    monkeypatch.setenv("SERVER__PORT", "1")
+    assert config.load(write()).server.port == 8000
+
+
+# -- what is wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "must be a YAML mapping with engines: and models:"),
+        ("- engines", "must be a YAML mapping with engines: and models:"),
+        ("engines: [", "(?s)can't be read: .* line 1"),
+        ("engines: {}\nmodels: {}", r"engines: .*at least 1 item"),
+        (GOOD + "sevrer: {}\n", "sevrer: Extra inputs are not permitted"),
+        (GOOD.replace("device", "devise", 1), "engines.big.devise: Extra inputs"),
+        (GOOD.replace("{base", "{gama: 1, base"), "models.pair.gama: Extra inputs"),
+        (GOOD.replace("base: big", "base: bigg"), r"models.pair.base: no engine is named 'bigg' "
+         r"\(there are: big, small\)"),
+        (GOOD.replace("{model: org/big", "{backend: tgi, model: org/big"), "engines.big.backend: "
+         "Input should be 'vllm' or 'scripted'"),
+        (GOOD.replace("model: org/big, ", ""), "engines.big.model: Field required"),
+        (GOOD + "server: {port: http}\n", "server.port: Input should be a valid integer"),
+        (GOOD + "server: {port: 70000}\n", "server.port: .*less than or equal to 65535"),
+        (GOOD.replace("{base", "{nudging: {gamma: -1}, base"), "models.pair.nudging.gamma: .*0"),
+        (GOOD.replace("{base", "{nudging: {gamma: .inf}, base"), "models.pair.nudging.gamma: "),
+        (GOOD.replace("{base", "{nudging: {policy: magic}, base"), "models.pair.nudging.policy: "),
+        (GOOD.replace("{base", "{sampling: {temperature: hot}, base"), "sampling.temperature: "),
+        (GOOD.replace("  pair", "  a@b"), "models.a@b: "),
+        (GOOD.replace("org/big,", "org/big, args: {dtype: auto},"), "engines.big: dtype: set it "
+         "beside args"),
+        (GOOD.replace('"0"', '"0,1"'), r"engines.big: device names 2 GPUs \(0,1\)"),
+        (GOOD.replace('"0"', '"0", tensor_parallel_size: 2'), "engines.big: device names 1 GPUs"),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_told_in_a_line_that_names_it(write: Write, text: str, line: str) -> None:
+    with pytest.raises(ConfigError, match=line) as caught:
+        config.load(write(text))
+    assert "nudge.yaml" in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once(write: Write) -> None:
+    text = GOOD.replace("device", "devise") + "server: {port: -1}\n"
+    with pytest.raises(ConfigError) as caught:
+        config.load(write(text))
+    first, *lines = str(caught.value).splitlines()
+    assert first.endswith("nudge.yaml:")
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "engines.big.devise",
+        "engines.small.devise",
+        "server.port",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("NUDGE_SERVER__PROT", "1", "server.prot: Extra inputs"),
+        ("NUDGE_SERVERS__PORT", "1", "NUDGE_SERVERS__PORT in the environment sets nothing"),
+        ("NUDGE_SERVER", "{", 'field "server"'),
+        ("NUDGE_ENGINES__BIG__MAX_MODEL_LEN", "long", "engines.big.max_model_len: "),
+    ],
+)
+def test_mistakes_in_the_environment_are_told_too(
+    write: Write, monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=line):
+        config.load(write())
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no config file .*nothing\.yaml"):
+        config.load(tmp_path / "nothing.yaml")
+    with pytest.raises(ConfigError, match="can't be read"):
+        config.load(tmp_path)
+
+
+# -- memory shares --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("big", "small", "told"),
+    [
+        ("gpu_memory_utilization: 0.7", "gpu_memory_utilization: 0.4",
+         r"GPU 0 .* big 0.7 \+ small 0.4 = 1.1"),
+        ("dtype: auto", "gpu_memory_utilization: 0.2", r"big 0.9 \+ small 0.2"),  # the default
+        ('device: "0"', "dtype: auto", "GPU 0"),  # unset is the first
+        ("tensor_parallel_size: 2", 'device: "1"', "GPU 1"),  # unset: the first two
+        ('device: "2, 3", tensor_parallel_size: 2', 'device: "3"', "GPU 3"),
+        ("args: {pipeline_parallel_size: 3}", 'device: "2"', "GPU 2"),
+    ],
+)  # fmt: skip
+def test_engines_that_ask_for_more_than_a_gpu_are_refused(
+    write: Write, big: str, small: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        config.load(write(two_engines(big, small)))
+
+
+@pytest.mark.parametrize(
+    ("big", "small"),
+    [
+        ("gpu_memory_utilization: 0.7", "gpu_memory_utilization: 0.3"),
+        ('device: "0"', 'device: "1"'),
+        ("device: 0", "device: 1"),
+        ("tensor_parallel_size: 2", 'device: "2"'),
+        ("kv_cache_memory_bytes: 1GiB", "gpu_memory_utilization: 0.9"),
+        ("kv_cache_memory_bytes: 1GiB", "kv_cache_memory_bytes: 256MiB"),
+        ("device: cpu", "device: cpu"),
+        ("backend: scripted", "dtype: auto"),
+    ],
+)
+def test_engines_that_fit_are_taken(write: Write, big: str, small: str) -> None:
+    assert set(config.load(write(two_engines(big, small))).engines) == {"big", "small"}
+
+
+def test_a_cache_size_reaches_vllm_in_bytes(write: Write) -> None:
+    path = write(two_engines("kv_cache_memory_bytes: 1GiB", 'device: "1"'))
+    args = config.load(path).engines["big"].engine_args()
+    assert args["kv_cache_memory_bytes"] == 2**30
+    assert type(args["kv_cache_memory_bytes"]) is int
+
+
+# -- model folders ------------------------------------------------------------------------------
+
+
+def test_a_relative_model_folder_is_looked_up_beside_the_file(write: Write) -> None:
+    path = write(GOOD.replace("org/big", "here, tokenizer: ../other/tok"))
+    assert config.load(path).engines["big"].model == "here", "a hub name stays one"
+    folder = path.parent / "here"
+    folder.mkdir()
+    engine = config.load(path).engines["big"]
+    assert engine.model == str(folder.resolve())
+    assert engine.tokenizer == str((path.parent / "../other/tok").resolve())
+
+
+# -- the command line -----------------------------------------------------------------------------
+
+
+def test_check_config_shows_what_is_served() -> None:
+    result = CliRunner().invoke(app, ["check-config", str(CONFIGS / "llama-2-70b.yaml")])
+    assert result.exit_code == 0, result.output
+    for shown in ("served as", "llama-2-70b", "0.4", "ok"):
+        assert shown in result.stdout
+    assert result.stderr == ""
+
+
+def test_check_config_says_what_is_wrong(write: Write) -> None:
+    path = write(GOOD.replace("base: big", "base: bigg"))
+    result = CliRunner().invoke(app, ["check-config", str(path)])
+    assert result.exit_code != 0
+    assert result.stderr.count("error") == 1
+    assert "models.pair.base: no engine is named 'bigg'" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_check_config_names_arguments_that_vllm_lacks(write: Write) -> None:
+    path = write(GOOD.replace("org/big,", "org/big, args: {max_seqs: 1},"))
+    result = CliRunner().invoke(app, ["check-config", str(path)])
+    assert result.exit_code == 1
+    assert "engines.big.args: vLLM has no engine argument 'max_seqs'" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["serve", "--config"], ["check-config"]])
+def test_a_missing_file_is_one_clear_message(tmp_path: Path, command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "nothing.yaml")])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error there is no config file ")
+    assert "nothing.yaml" in result.stderr
+    assert "Traceback" not in result.output
