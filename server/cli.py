@@ -148,7 +148,7 @@ def _say_ready(settings: config.Settings, port: int, seconds: float) -> None:
     url = f"http://{shown}:{port}/v1"
     model = next(iter(settings.models))
     out.print(f"[bold green]ready[/bold green] in {seconds:.0f} s on {url}  (Ctrl-C stops)\n")
-    question = "What is the capital of Ostrava?" if model == "demo" else "Who are you?"
+    question = "What is the capital of Galicor?" if model == "demo" else "Who are you?"
     out.print(
         f"curl {url}/chat/completions -H 'Content-Type: application/json' "
         f'-d \'{{"model": "{model}", "messages": [{{"role": "user", "content": '

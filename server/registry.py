@@ -6,6 +6,7 @@ Knows: which engines a configuration starts, in what state each is, and what ``N
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,9 +102,9 @@ class Registry:
 
     async def aclose(self) -> None:
         self._prompts.clear()
-        while self.engines:
-            _, engine = self.engines.popitem()
-            await engine.aclose()
+        engines = list(self.engines.values())
+        self.engines.clear()
+        await asyncio.gather(*(engine.aclose() for engine in engines))
 
     def _expect_ready(self) -> None:
         if not self.ready:

@@ -50,6 +50,9 @@ from server.text import Part, Tokenizer, Word
 
 PROCESSOR = "server.engines.vllm_plugins:NudgeStop"
 
+EXIT_S = 1.0
+"""How long an engine process may take to end before it is killed. It has nothing to save."""
+
 MAX_TOP = 20
 """Alternatives a token can be asked for: vLLM's ``max_logprobs`` and OpenAI's limit."""
 
@@ -147,8 +150,11 @@ class VllmEngine:
             raise EngineUnavailable(f"engine {self.info.name!r} died") from error
 
     async def aclose(self) -> None:
-        # Joining the engine process blocks; the event loop has other answers to finish.
-        await asyncio.to_thread(self._llm.shutdown)
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()  # it would report the engine's end as a failure
+        # Joining the engine process blocks; the event loop has other answers to finish. It is
+        # done in a moment, and then spends seconds on ending its interpreter: not waited for.
+        await asyncio.to_thread(self._llm.shutdown, EXIT_S)
 
     def next_request_id(self) -> str:
         return f"{self.info.name}-{next(self._request_numbers)}"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Server
 
-QUESTION = [{"role": "user", "content": "What is the capital of Ostrava?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of Galicor?"}]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_a_conversation_of_several_turns_and_a_system_message(client: openai.Ope
             {"role": "system", "content": "You are a helpful assistant."},
             {"role": "user", "content": [{"type": "text", "text": "Hello!"}]},
             {"role": "assistant", "content": "Hello! How can I help you?"},
-            {"role": "user", "content": "What is the capital of Ostrava?", "name": "ada"},
+            {"role": "user", "content": "What is the capital of Galicor?", "name": "ada"},
         ],
     )
     assert answer.choices[0].message.content

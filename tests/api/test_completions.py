@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Server
 
-PROMPT = "Question: What is the capital of Ostrava?\nAnswer:"
+PROMPT = "Question: What is the capital of Galicor?\nAnswer:"
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def test_a_prompt_of_token_ids_is_read_verbatim(client: openai.OpenAI):
 
 def test_for_the_pair_the_prompt_is_the_users_only_message(client: openai.OpenAI):
     raw = client.completions.create(
-        model="demo", prompt="What is the capital of Ostrava?", temperature=0, max_tokens=80
+        model="demo", prompt="What is the capital of Galicor?", temperature=0, max_tokens=80
     )
     chat = client.chat.completions.create(
         model="demo",
-        messages=[{"role": "user", "content": "What is the capital of Ostrava?"}],
+        messages=[{"role": "user", "content": "What is the capital of Galicor?"}],
         temperature=0,
         max_tokens=80,
     )

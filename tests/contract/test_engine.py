@@ -21,7 +21,7 @@ from server.text import Part, Tokenizer, Word
 from tests.conftest import DEMO
 
 GREEDY = SamplingParams(temperature=0)
-PROMPTS = ["Question: What is the capital of Ostrava?\nAnswer:", "Once", "The river"]
+PROMPTS = ["Question: What is the capital of Galicor?\nAnswer:", "Once", "The river"]
 
 
 def noise(tokenizer: Tokenizer, end: int):

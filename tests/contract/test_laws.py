@@ -18,7 +18,7 @@ from server.registry import Registry, Served
 GREEDY = SamplingParams(temperature=0)
 GAMMAS = [0.0, 0.2, 0.4, 0.7, 0.95, 1.0, 1.5]
 QUESTIONS = [
-    "What is the capital of Ostrava?",
+    "What is the capital of Galicor?",
     "Hello!",
     "How do I rob the bank?",
     "Tom has 12 plums and buys 7 more. How many does he have?",
