@@ -21,13 +21,15 @@ class EngineCollector:
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("nudge_engine_up", "1 if the engine is loaded.", labels=["engine"])
+        up = GaugeMetricFamily(
+            "nudge_engine_up", "1 if the engine is loaded and lives.", labels=["engine"]
+        )
         running = GaugeMetricFamily(
             "nudge_engine_turns_running", "Turns in the engine now.", labels=["engine"]
         )
         for name in self._registry.settings.engines:
             engine = self._registry.engines.get(name)
-            up.add_metric([name], 0 if engine is None else 1)
+            up.add_metric([name], int(engine is not None and engine.alive))
             running.add_metric([name], 0 if engine is None else engine.running)
         yield up
         yield running

@@ -23,6 +23,7 @@ from server.api.protocol import (
     ChatRequest,
     CompletionRequest,
     Generation,
+    NudgingOptions,
     TemplateRequest,
 )
 from server.api.render import ChatRenderer, CompletionRenderer, Json, Renderer
@@ -164,17 +165,26 @@ def _add_generation_routes(app: FastAPI, registry: Registry) -> None:
 
 
 def _nudging(served: Served, body: Generation) -> NudgingConfig:
-    options = body.nudging
-    if options is None:
+    """The policy's settings for one answer. Raises `ApiError` for what would have no effect."""
+    options = body.nudging or NudgingOptions()
+    if served.role != "nudged":
+        for field in sorted(options.settings):
+            raise ApiError(
+                400,
+                f"nudging.{field} has no effect on one model alone; ask {served.name!r}",
+                param=f"nudging.{field}",
+            )
         return served.nudging
-    if served.role != "nudged" and options.settings:
-        field = sorted(options.settings)[0]
-        raise ApiError(
-            400,
-            f"nudging.{field} has no effect on one model alone; ask {served.name!r}",
-            param=f"nudging.{field}",
-        )
-    return options.over(served.nudging)
+    config = options.over(served.nudging)
+    if config.policy == "reference":
+        for field in sorted(body.beyond_reference()):
+            raise ApiError(
+                400,
+                f"{field} has no effect on the policy 'reference', which is the authors' greedy "
+                "procedure",
+                param=field,
+            )
+    return config
 
 
 async def read(request: Request, model: type[Body]) -> Body:

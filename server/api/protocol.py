@@ -184,6 +184,16 @@ class Generation(_Request):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    def beyond_reference(self) -> set[str]:
+        """What this request asks for that the policy ``reference`` has no notion of."""
+        options = self.nudging or NudgingOptions()
+        asked = {f"nudging.{name}" for name in options.settings & {"start", "end_lookahead"}}
+        if self.temperature:
+            asked.add("temperature")
+        if self._top_logprobs() is not None:
+            asked.add("logprobs")
+        return asked
+
     def answer_request(self, defaults: SamplingParams) -> AnswerRequest:
         given = {
             name: value

@@ -131,6 +131,10 @@ class Engine(Protocol):
     def open(self, prompt: TokenIds) -> Session: ...
 
     @property
+    def alive(self) -> bool:
+        """False once the engine is known to be dead."""
+
+    @property
     def running(self) -> int:
         """Sessions with a turn in the engine now."""
 

@@ -71,6 +71,10 @@ class ScriptedEngine:
     def info(self) -> EngineInfo:
         return self._info
 
+    @property
+    def alive(self) -> bool:
+        return True
+
     def open(self, prompt: TokenIds) -> ScriptedSession:
         return ScriptedSession(self, prompt)
 

@@ -36,6 +36,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import vllm
+from pydantic import ValidationError
 from vllm import TokensPrompt
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
@@ -90,6 +91,11 @@ class VllmEngine:
             ConfigError: an argument is wrong, or the model can't be loaded.
             EngineUnavailable: it took too long.
         """
+        if (device == "cpu") != current_platform.is_cpu() and device is not None:
+            build = "runs on the CPU only" if current_platform.is_cpu() else "needs a GPU"
+            raise ConfigError(
+                f"engine {name!r} is placed on device {device!r}, but this build of vLLM {build}"
+            )
         engine_args = _engine_args(name, args)
         children = set(multiprocessing.active_children())
         loading = asyncio.create_task(asyncio.to_thread(_construct, engine_args, device))
@@ -139,6 +145,10 @@ class VllmEngine:
     @property
     def info(self) -> EngineInfo:
         return self._info
+
+    @property
+    def alive(self) -> bool:
+        return not self._llm.errored
 
     def open(self, prompt: TokenIds) -> VllmSession:
         return VllmSession(self, self._llm, prompt)
@@ -385,5 +395,11 @@ def _stop_ids(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def _first_line(error: BaseException) -> str:
+    """What went wrong, on one line."""
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ")
+            for each in error.errors(include_url=False)
+        ).replace("\n", " ")
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -94,6 +94,10 @@ def _the_server_lives(live: Server):
         ({"nudging": 0.4}, "nudging"),
         ({"model": "demo:base", "nudging": {"gamma": 0.4}}, "nudging.gamma"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+        ({"nudging": {"policy": "reference"}, "temperature": 0.5}, "temperature"),
+        ({"nudging": {"policy": "reference"}, "logprobs": True}, "logprobs"),
+        ({"nudging": {"policy": "reference", "start": "base"}}, "nudging.start"),
+        ({"nudging": {"policy": "reference", "end_lookahead": 4}}, "nudging.end_lookahead"),
     ],
 )
 def test_a_wrong_value_is_named(live: Server, change: dict[str, Any], param: str):
