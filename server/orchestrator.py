@@ -130,6 +130,7 @@ class _Side:
         self.tokens = 0
         self.other: _Side | None = None
         self._shared = False
+        self._verbatim = False  # whether the other side can take `_said` as ids
         self._decoder = self.tokenizer.decoder()
         self._said: list[int] = []  # own tokens since the last whole character
         self._said_text = ""
@@ -140,6 +141,7 @@ class _Side:
     def listen_to(self, other: _Side) -> None:
         other.other = self
         other._shared = other.tokenizer.shares_ids_with(self.tokenizer)
+        other._verbatim = other._shared
 
     @property
     def room(self) -> int:
@@ -149,17 +151,29 @@ class _Side:
         """Commit a token: the text it completes, which the other side hears too."""
         text = self._decoder.push(token.id)
         self.tokens += 1
-        plain = not self._lead
         if text and self._lead:
-            text, self._lead = text.removeprefix(self._lead), ""
+            text = self._begin(text)
         if self.other is not None:
             if self.tokenizer.token_bytes(token.id):  # special tokens never cross
                 self._said.append(token.id)
             self._said_text += text
             if not self._decoder.pending:
-                self.other.hear(self._said_text, self._said if self._shared and plain else None)
-                self._said, self._said_text = [], ""
+                self.other.hear(self._said_text, self._said if self._verbatim else None)
+                self._said, self._said_text, self._verbatim = [], "", self._shared
         return text
+
+    def _begin(self, text: str) -> str:
+        """The answer's first text, by a model whose prompt's trailing spaces still wait."""
+        lead, self._lead = self._lead, ""
+        spaced = text.startswith(lead)
+        if self.other is not None:
+            alike = self.other._lead == lead
+            if alike and (self._shared or not spaced):
+                # The other prompt ends alike: it goes on with the same ids, or as close.
+                self.other._lead = ""
+            elif spaced:
+                self._verbatim = False  # these ids hold spaces that the text has no more
+        return text.removeprefix(lead)
 
     def hear(self, text: str, ids: TokenIds | None = None) -> None:
         """The other model's committed text; ``ids`` where both have the same vocabulary."""

@@ -15,6 +15,7 @@ vocabularies (which every decoder-only family in use has) give such a table exac
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -64,6 +65,7 @@ class Tokenizer:
         self.chat = chat
         spec = json.loads(backend.to_str())
         control = control_tokens(backend)
+        self._cuts = _fingerprint(spec["pre_tokenizer"], spec["model"])
         self._parse = backend  # control tokens in the text are control tokens
         self._plain = without_control(spec, control)  # … are text
         for each in (self._parse, self._plain):
@@ -173,9 +175,15 @@ class Tokenizer:
         return [first_char(data).isspace() for data in self._bytes]
 
     def shares_ids_with(self, other: Tokenizer) -> bool:
-        """Whether each id that is text here is the same text in ``other``."""
+        """Whether ids written here can be read in ``other`` as they are: both cut text into the
+        same tokens, and each id that is text here is the same text there.
+
+        The same text for each id is not enough. A vocabulary that begins with the whole of a
+        smaller one would read the small one's short tokens, which it never writes itself.
+        """
         return self is other or (
-            len(self._bytes) <= len(other._bytes)
+            self._cuts == other._cuts
+            and len(self._bytes) <= len(other._bytes)
             and all(
                 mine == theirs
                 for mine, theirs in zip(self._bytes, other._bytes, strict=False)
@@ -211,6 +219,10 @@ class Tokenizer:
             f"the tokenizer of {self.chat.name_or_path!r} does not give a text back unchanged "
             "(it lower-cases or strips), so it can't take part in nudging"
         )
+
+
+def _fingerprint(*parts: Any) -> bytes:
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
 class StreamDecoder:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from server.core import ConfigError, Literally
 from server.text import Tokenizer
+from tests.conftest import DEMO
 
 MakeTokenizer = Callable[..., Tokenizer]
 
@@ -304,3 +305,12 @@ def test_ids_are_not_shared_with_another_vocabulary(
 def test_ids_are_not_shared_where_one_side_has_more_text(by_kind: dict[str, Tokenizer]) -> None:
     assert by_kind["byte-level"].shares_ids_with(by_kind["nfc"])
     assert not by_kind["nfc"].shares_ids_with(by_kind["byte-level"])  # <tool_call>
+
+
+def test_ids_are_not_shared_with_a_vocabulary_that_only_begins_alike() -> None:
+    """Each id of the small one is the same text in the big one, which never writes it so."""
+    small, big = (Tokenizer.load(str(DEMO / name)) for name in ("aligned-1k", "base"))
+    assert all(small.token_bytes(i) == big.token_bytes(i) for i in range(small.size))
+    assert not small.shares_ids_with(big)
+    assert not big.shares_ids_with(small)
+    assert Tokenizer.load(str(DEMO / "aligned")).shares_ids_with(big)
