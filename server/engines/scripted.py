@@ -115,6 +115,7 @@ class ScriptedSession:
         self._output: TokenIds = []
         self._turn: AsyncGenerator[Token | TurnEnd] | None = None
         self.steps = 0
+        self.closed = False
 
     @property
     def length(self) -> int:
@@ -172,6 +173,7 @@ class ScriptedSession:
         self._output += ids
 
     async def aclose(self) -> None:
+        self.closed = True
         if self._turn is not None:
             await self._turn.aclose()
 

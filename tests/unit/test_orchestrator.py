@@ -108,6 +108,35 @@ async def test_a_lookahead_that_sees_no_end_gives_one_word():
     assert spans[1][0] == "base"
 
 
+async def test_what_was_looked_at_and_not_taken_is_in_no_context():
+    text = "A b c d e f g h i j k l m n o p"
+    base, aligned = engine((text, 0.9)), engine((text, 0.9))
+    prompt = PromptPair(("a",), ("a",))
+    config = NudgingConfig(end_lookahead=3, gamma=0.95)  # every word is the aligned model's
+    writer = Nudged(base, aligned, prompt, GREEDY, config)
+    answer = "".join([piece.text async for piece in writer.pieces()])
+    assert answer == text
+    assert aligned.info.tokenizer.decode(writer.aligned.session._output) == text
+
+
+async def test_special_tokens_reach_neither_the_answer_nor_the_other_model():
+    base = engine(("x", 0.9))
+    tokenizer = base.info.tokenizer
+    special = tokenizer.chat.convert_tokens_to_ids("<|im_start|>")
+    said = [special, *tokenizer.encode_text(" hello"), special, *tokenizer.encode_text(" you")]
+
+    def distribution(prompt, output):
+        count = len(output) - 1  # after the aligned model's first token
+        return [(said[count], 0.9) if count < len(said) else (base.info.stop_ids[0], 1.0)]
+
+    base.distribution = distribution
+    aligned = engine(("A hello you", 0.9))
+    writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, NudgingConfig())
+    assert "".join([piece.text async for piece in writer.pieces()]) == "A hello you"
+    assert special in writer.base.session._output  # its own context keeps what it wrote
+    assert special not in writer.aligned.session._output
+
+
 @pytest.mark.parametrize("cut", range(1, 14))
 async def test_a_stop_string_is_found_across_speakers_and_never_leaks(cut: int):
     text = "Once upon a time there was a fox."
@@ -217,9 +246,22 @@ async def test_a_failing_engine_fails_the_stream_and_frees_the_other():
         raise OSError("broken")
 
     base.distribution = broken
+    writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, NudgingConfig())
     with pytest.raises(OSError, match="broken"):
-        await told(base, aligned)
+        _ = [event async for event in stream(writer, ())]
     assert base.running == aligned.running == 0
+    assert writer.base.session.closed
+    assert writer.aligned.session.closed
+
+
+async def test_both_sessions_are_closed_however_the_answer_ends():
+    for stop in ((), ("on a",)):
+        base, aligned = engine(("Once upon a time", 0.9)), engine(("Once upon a time", 0.9))
+        writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, NudgingConfig())
+        async with aclosing(stream(writer, stop)) as events:
+            _ = [event async for event in events]
+        assert writer.base.session.closed
+        assert writer.aligned.session.closed
 
 
 async def test_cancelling_an_answer_frees_both_engines():
