@@ -187,6 +187,10 @@ class Finished:
         return "length" if self.stop_reason in ("length", "context") else "stop"
 
 
+UNLIMITED = 2**31
+"""For ``max_tokens``: more than any context holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerRequest:
     """Everything the orchestrator needs for one answer.

@@ -29,7 +29,7 @@ DEFAULT_BASE_TEMPLATE = """\
 
 {% endif %}{% endfor %}Answer: """
 """The paper's ``system\\nquestion\\nanswer_start``, extended to several turns. A template that
-ends in a space leaves it to the answer's first word (`server.orchestrator`)."""
+ends in a space leaves it to the answer's first word (`server.side`)."""
 
 # A private-use character on each side of a number: no template trims, matches or produces it.
 _OPEN, _CLOSE = "\uf5d0", "\uf5d1"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from server.baselines import Alone, Referenced
 from server.config import EngineSettings, Settings
 from server.core import (
     AnswerRequest,
@@ -26,7 +27,7 @@ from server.core import (
     TokenIds,
 )
 from server.engines.base import Engine
-from server.orchestrator import Alone, Nudged, Referenced, Writer
+from server.orchestrator import Nudged, Writer
 from server.prompts import Prompts
 
 Role = Literal["nudged", "base", "aligned"]

@@ -11,8 +11,9 @@ from contextlib import aclosing
 
 import pytest
 
+from server.baselines import Alone
 from server.core import AnswerRequest, Finished, NudgingConfig, Piece, PromptPair, SamplingParams
-from server.orchestrator import Alone, Nudged, Writer, stream
+from server.orchestrator import Nudged, Writer, stream
 from server.registry import Registry, Served
 
 GREEDY = SamplingParams(temperature=0)

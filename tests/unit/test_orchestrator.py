@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
+from server.baselines import Alone, Referenced
 from server.core import (
     AnswerRequest,
     ContextLengthExceeded,
@@ -18,7 +19,7 @@ from server.core import (
 )
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
-from server.orchestrator import Alone, Nudged, Referenced, stream
+from server.orchestrator import Nudged, stream
 from server.text import Tokenizer
 from tests.conftest import DEMO
 

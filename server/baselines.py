@@ -1,0 +1,178 @@
+"""What nudging is compared with: one model alone, and the authors' own procedure.
+
+Knows: how each is written with engine sessions. Does not know: OpenAI's schemas, vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from server.core import (
+    UNLIMITED,
+    AnswerRequest,
+    NudgingConfig,
+    Piece,
+    PromptPair,
+    PromptText,
+    SamplingParams,
+    ScoredToken,
+    Speaker,
+    StopReason,
+    TokenIds,
+    Usage,
+)
+from server.engines.base import Engine, TurnEnd, TurnParams
+from server.reference import CHUNK, Ask, Completion, NoRoom, reference
+from server.side import Side, check_fits
+
+
+class Alone:
+    """An answer by one of the models alone: plain decoding, the pair's own prompt."""
+
+    rewrites = False
+    text: str | None = None
+    stop_reason: StopReason
+
+    def __init__(
+        self,
+        engine: Engine,
+        speaker: Speaker,
+        prompt: PromptText | TokenIds,
+        request: AnswerRequest,
+    ) -> None:
+        """``prompt`` as ids is read verbatim. Raises `ContextLengthExceeded`."""
+        self.side = Side(engine, speaker, prompt)
+        self.request = request
+
+    async def pieces(self) -> AsyncGenerator[Piece]:
+        side, request = self.side, self.request
+        params = TurnParams(
+            sampling=request.sampling,
+            max_tokens=request.max_tokens or UNLIMITED,
+            top=request.top_logprobs or 1,
+        )
+        lowest, count = 1.0, 0
+        scored: list[ScoredToken] = []
+        try:
+            async with aclosing(side.session.generate(params)) as events:
+                async for event in events:
+                    if isinstance(event, TurnEnd):
+                        self._end(event)
+                        if event.rejected is not None and request.top_logprobs is not None:
+                            scored.append(side.scored(event.rejected, ""))
+                        break
+                    text = side.take(event)
+                    count += 1
+                    lowest = min(lowest, event.top_prob)
+                    if request.top_logprobs is not None:
+                        scored.append(side.scored(event, text))
+                    if text:
+                        yield Piece(text, side.speaker, lowest, count, scored=tuple(scored))
+                        lowest, count, scored = 1.0, 0, []
+            if scored:  # the end-of-text token, or tokens of a character that was not finished
+                yield Piece("", side.speaker, lowest, count, scored=tuple(scored))
+        finally:
+            await side.session.aclose()
+
+    def _end(self, end: TurnEnd) -> None:
+        if end.reason == "stop":
+            self.stop_reason = "end_of_text" if self.side.speaker == "base" else "aligned_end"
+        else:
+            self.stop_reason = "context" if self.side.room <= 0 else "length"
+
+    def usage(self) -> Usage:
+        side = self.side
+        if side.speaker == "base":
+            counts = Usage(side.prompt_tokens, 0, side.tokens, 0, base_steps=side.session.steps)
+        else:
+            counts = Usage(0, side.prompt_tokens, 0, side.tokens, aligned_steps=side.session.steps)
+        return replace(counts, discarded_tokens=side.session.steps - side.tokens)
+
+
+class Referenced:
+    """An answer by the policy ``reference``: the whole text at the end, in `Finished.text`.
+
+    The pieces are the rounds, in order: one of the aligned model each (also when it is empty),
+    and one of the base model where it wrote. They join to the text before its clean-up.
+    """
+
+    rewrites = True
+
+    def __init__(
+        self,
+        base: Engine,
+        aligned: Engine,
+        prompt: PromptPair,
+        request: AnswerRequest,
+        config: NudgingConfig,
+    ) -> None:
+        self.engines: dict[Speaker, Engine] = {"base": base, "aligned": aligned}
+        self.prompts: dict[Speaker, PromptText] = {"base": prompt.base, "aligned": prompt.aligned}
+        self.prompt_tokens: dict[Speaker, int] = {}
+        for speaker, engine in self.engines.items():
+            # Checked here, so that a prompt that is too long fails before the answer starts.
+            self.prompt_tokens[speaker] = len(self._ids(speaker, ""))
+            check_fits(self.prompt_tokens[speaker], engine, speaker)
+        self.request = request
+        self.config = config
+        self.text: str | None = None
+        self.stop_reason: StopReason
+        self._steps: dict[Speaker, int] = {"base": 0, "aligned": 0}
+        self._tokens: dict[Speaker, int] = {"base": 0, "aligned": 0}
+        self._rounds = 0
+
+    async def pieces(self) -> AsyncGenerator[Piece]:
+        count = self.engines["aligned"].info.tokenizer.count
+        max_tokens = self.request.max_tokens or UNLIMITED
+        steps = reference(self.config.gamma, max_tokens, self.config.max_rounds, count)
+        try:
+            ask = next(steps)
+            while True:
+                completion = await self._complete(ask)
+                ask = steps.throw(NoRoom()) if completion is None else steps.send(completion)
+        except StopIteration as stop:
+            outcome = stop.value
+        self.text, self.stop_reason = outcome.text, outcome.stop_reason
+        self._rounds = len(outcome.rounds)
+        for nudge, base_text in outcome.rounds:
+            self._tokens["aligned"] += count(nudge)
+            yield Piece(nudge, "aligned", 0.0, 0)
+            if base_text:
+                self._tokens["base"] += count(base_text)
+                yield Piece(base_text, "base", 0.0, 0)
+
+    def _ids(self, speaker: Speaker, output: str) -> TokenIds:
+        """Prompt and output as one text, tokenized anew as the authors' requests are."""
+        *head, last = self.prompts[speaker] or ("",)
+        whole = (*head, last + output) if isinstance(last, str) else (*head, last, output)
+        return self.engines[speaker].info.tokenizer.encode_prompt(whole)
+
+    async def _complete(self, ask: Ask) -> Completion | None:
+        engine = self.engines[ask.speaker]
+        ids = self._ids(ask.speaker, ask.text)
+        if len(ids) >= engine.info.context_length:
+            return None
+        greedy = AnswerRequest(SamplingParams(temperature=0), max_tokens=CHUNK, top_logprobs=1)
+        writer = Alone(engine, ask.speaker, ids, greedy)
+        scored: list[ScoredToken] = []
+        async with aclosing(writer.pieces()) as pieces:
+            async for piece in pieces:
+                scored += piece.scored
+        self._steps[ask.speaker] += writer.side.session.steps
+        tokens = [token.text for token in scored]
+        finish = "length" if writer.stop_reason in ("length", "context") else "stop"
+        return Completion("".join(tokens), tokens, [token.top[0][1] for token in scored], finish)
+
+    def usage(self) -> Usage:
+        return Usage(
+            base_prompt_tokens=self.prompt_tokens["base"],
+            aligned_prompt_tokens=self.prompt_tokens["aligned"],
+            base_tokens=self._tokens["base"],
+            aligned_tokens=self._tokens["aligned"],
+            rounds=self._rounds,
+            base_steps=self._steps["base"],
+            aligned_steps=self._steps["aligned"],
+            discarded_tokens=max(0, sum(self._steps.values()) - sum(self._tokens.values())),
+        )

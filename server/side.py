@@ -1,0 +1,139 @@
+"""One model's side of an answer: its session, and text on its way in and out of it.
+
+Knows: engine sessions and tokenizers; that text leads, that only whole characters are handed
+over, that special tokens never cross, and what happens to the spaces at a prompt's end. Does not
+know: the policy, HTTP.
+"""
+
+from __future__ import annotations
+
+from server.core import ContextLengthExceeded, PromptText, ScoredToken, Speaker, TokenIds
+from server.engines.base import Engine, Token
+
+
+def check_fits(prompt_tokens: int, engine: Engine, speaker: Speaker) -> None:
+    """Raises `ContextLengthExceeded` where no token of an answer would fit."""
+    if prompt_tokens >= engine.info.context_length:
+        raise ContextLengthExceeded(
+            f"the prompt has {prompt_tokens} tokens for the {speaker} model, whose context "
+            f"holds {engine.info.context_length} with the answer"
+        )
+
+
+class Side:
+    """One model's side of an answer: its session, and text on its way in and out of it."""
+
+    def __init__(self, engine: Engine, speaker: Speaker, prompt: PromptText | TokenIds) -> None:
+        self.info = engine.info
+        self.tokenizer = engine.info.tokenizer
+        self.speaker = speaker
+        # A prompt that ends in spaces would cut the answer's first word from the space that
+        # its first token has in front ("Answer: " + "Paris" is not " Paris"). So they wait,
+        # and join the first text of the answer.
+        self._lead = ""
+        if isinstance(prompt, tuple):
+            prompt, self._lead = _without_trailing_spaces(prompt)
+            prompt = self.tokenizer.encode_prompt(prompt)
+        self.prompt_tokens = len(prompt)
+        check_fits(self.prompt_tokens, engine, speaker)
+        self.session = engine.open(prompt)
+        self.tokens = 0
+        self.other: Side | None = None
+        self._shared = False
+        self._verbatim = False  # whether the other side can take `_said` as ids
+        self._decoder = self.tokenizer.decoder()
+        self._said: list[int] = []  # own tokens since the last whole character
+        self._said_text = ""
+        self._heard = ""  # the other's text, not encoded yet
+        self._waiting: TokenIds = []  # … and what of it is encoded, not in the session yet
+        self._drop = 0
+
+    def listen_to(self, other: Side) -> None:
+        other.other = self
+        other._shared = other.tokenizer.shares_ids_with(self.tokenizer)
+        other._verbatim = other._shared
+
+    @property
+    def room(self) -> int:
+        return self.info.context_length - self.session.length
+
+    def take(self, token: Token) -> str:
+        """Commit a token: the text it completes, which the other side hears too."""
+        text = self._decoder.push(token.id)
+        self.tokens += 1
+        if text and self._lead:
+            text = self._begin(text)
+        if self.other is not None:
+            if self.tokenizer.token_bytes(token.id):  # special tokens never cross
+                self._said.append(token.id)
+            self._said_text += text
+            if not self._decoder.pending:
+                self.other.hear(self._said_text, self._said if self._verbatim else None)
+                self._said, self._said_text, self._verbatim = [], "", self._shared
+        return text
+
+    def _begin(self, text: str) -> str:
+        """The answer's first text, by a model whose prompt's trailing spaces still wait."""
+        lead, self._lead = self._lead, ""
+        spaced = text.startswith(lead)
+        if self.other is not None:
+            alike = self.other._lead == lead
+            if alike and (self._shared or not spaced):
+                # The other prompt ends alike: it goes on with the same ids, or as close.
+                self.other._lead = ""
+            elif spaced:
+                self._verbatim = False  # these ids hold spaces that the text has no more
+        return text.removeprefix(lead)
+
+    def hear(self, text: str, ids: TokenIds | None = None) -> None:
+        """The other model's committed text; ``ids`` where both have the same vocabulary."""
+        if self._lead and text:
+            text = text if text[0].isspace() else self._lead + text
+            self._lead, ids = "", None
+        if ids is None:
+            self._heard += text
+        else:
+            self._encode_heard()
+            self._waiting += ids
+
+    def take_back(self, tokens: int) -> None:
+        """The session's last tokens were not committed after all."""
+        self._drop += tokens
+
+    def rest(self) -> None:
+        """End of a turn. A character left unfinished is taken back: the next speaker writes
+        it whole."""
+        if pending := self._decoder.pending:
+            self.take_back(pending)
+            self.tokens -= pending
+            text = self._decoder.pending_text
+            self._heard += text
+            if self.other is not None:
+                self.other.hear(self._said_text)
+                self._said, self._said_text = [], ""
+            self._decoder.reset()
+
+    async def catch_up(self) -> None:
+        """Bring the session up to date, before its next turn."""
+        self._encode_heard()
+        if self._waiting or self._drop:
+            await self.session.extend(self._waiting, drop=self._drop)
+            self._waiting, self._drop = [], 0
+
+    def _encode_heard(self) -> None:
+        if self._heard:
+            self._waiting += self.tokenizer.encode_text(self._heard)
+            self._heard = ""
+
+    def scored(self, token: Token, text: str) -> ScoredToken:
+        top = tuple((self.tokenizer.token_text(i), logprob) for i, logprob in token.top)
+        return ScoredToken(text, token.logprob, top)
+
+
+def _without_trailing_spaces(prompt: PromptText) -> tuple[PromptText, str]:
+    if not prompt or not isinstance(prompt[-1], str):
+        return prompt, ""
+    kept = prompt[-1].rstrip(" ")
+    if not kept:
+        return prompt, ""
+    return (*prompt[:-1], kept), prompt[-1][len(kept) :]
