@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ FINGERPRINT = f"nudge-{__version__}"
 Json = dict[str, Any]
 
 
-class Renderer:
+class Renderer(ABC):
     """What the two completion routes have in common: one answer's envelope.
 
     Args:
@@ -96,14 +97,15 @@ class Renderer:
     keeps_empty = False
     """Whether tokens without text (an end of text) are reported too."""
 
+    @abstractmethod
     def first_chunks(self) -> Iterator[Json]:
-        raise NotImplementedError
+        """What a stream says before any text."""
 
-    def _delta(self, delta: Json, scored: Sequence[ScoredToken]) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    def _delta(self, delta: Json, scored: Sequence[ScoredToken]) -> Json: ...
 
-    def _choice(self, text: str, scored: Sequence[ScoredToken]) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice(self, text: str, scored: Sequence[ScoredToken]) -> Json: ...
 
 
 class ChatRenderer(Renderer):
