@@ -12,6 +12,7 @@ from dataclasses import replace
 from server.core import (
     UNLIMITED,
     AnswerRequest,
+    Finished,
     NudgingConfig,
     Piece,
     PromptPair,
@@ -162,7 +163,7 @@ class Referenced:
                 scored += piece.scored
         self._steps[ask.speaker] += writer.side.session.steps
         tokens = [token.text for token in scored]
-        finish = "length" if writer.stop_reason in ("length", "context") else "stop"
+        finish = Finished(writer.stop_reason, writer.usage()).finish_reason
         return Completion("".join(tokens), tokens, [token.top[0][1] for token in scored], finish)
 
     def usage(self) -> Usage:

@@ -131,10 +131,6 @@ class Registry:
         as_role: Role = "nudged" if not colon else "base" if role == "base" else "aligned"
         return Served(name, as_role, nudging, settings.sampling.params())
 
-    def context_length(self, served: Served) -> int:
-        """Tokens that fit both models' contexts (or the one's that answers alone)."""
-        return min(self._engine(served.name, role).info.context_length for role in _uses(served))
-
     # -- answers -----------------------------------------------------------------------------
 
     def prompts(
@@ -199,10 +195,6 @@ async def start_engine(name: str, settings: EngineSettings) -> Engine:
         device=settings.device,
         timeout_s=settings.start_timeout_s,
     )
-
-
-def _uses(served: Served) -> tuple[Literal["base", "aligned"], ...]:
-    return ("base", "aligned") if served.role == "nudged" else (served.role,)
 
 
 def _gamma(text: str, model: str, names: Iterator[str]) -> float:

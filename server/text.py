@@ -65,6 +65,7 @@ class Tokenizer:
         self.chat = chat
         spec = json.loads(backend.to_str())
         control = control_tokens(backend)
+        self._shared_with: dict[Tokenizer, bool] = {}
         self._cuts = _fingerprint(spec["pre_tokenizer"], spec["model"])
         self._parse = backend  # control tokens in the text are control tokens
         self._plain = without_control(spec, control)  # … are text
@@ -181,15 +182,18 @@ class Tokenizer:
         The same text for each id is not enough. A vocabulary that begins with the whole of a
         smaller one would read the small one's short tokens, which it never writes itself.
         """
-        return self is other or (
-            self._cuts == other._cuts
-            and len(self._bytes) <= len(other._bytes)
-            and all(
-                mine == theirs
-                for mine, theirs in zip(self._bytes, other._bytes, strict=False)
-                if mine
+        # Asked for each answer, and a look at every token of a vocabulary: looked at once.
+        if other not in self._shared_with:
+            self._shared_with[other] = self is other or (
+                self._cuts == other._cuts
+                and len(self._bytes) <= len(other._bytes)
+                and all(
+                    mine == theirs
+                    for mine, theirs in zip(self._bytes, other._bytes, strict=False)
+                    if mine
+                )
             )
-        )
+        return self._shared_with[other]
 
     # -- made once ----------------------------------------------------------------------------
 
