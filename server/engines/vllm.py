@@ -1,12 +1,9 @@
 """Engines on vLLM's AsyncLLM, in this process, one EngineCore process each.
 
-The only importer of vLLM (with `vllm_plugins`, which runs inside its processes). Knows: how an
-engine is started, placed on a device and stopped, and how a turn becomes a request. Does not
-know: the policy, the other engine, HTTP.
-
-A session here is a list of ids. Each turn is one vLLM request over the whole context; vLLM's
-prefix cache keeps the KV between turns, and a logits processor ends the request exactly at the
-first uncertain position or at the end of the word (docs/adr/0001).
+The only importer of vLLM, with `vllm_session` and `vllm_plugins` (which runs inside its
+processes). Knows: how an
+engine is started, placed on a device and stopped. Does not know: the policy, the other engine,
+HTTP.
 """
 
 from __future__ import annotations
@@ -14,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import multiprocessing
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # vLLM reads these when it is imported. What an operator has set stays, but for the two that
@@ -35,19 +31,17 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-import vllm
 from pydantic import ValidationError
-from vllm import TokensPrompt
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
-from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
+from server.engines.base import EngineInfo, TurnParams
 from server.engines.vllm_plugins import SERVER_PID
-from server.text import Part, Tokenizer, Word
+from server.engines.vllm_session import Core, VllmSession
+from server.text import Tokenizer
 
 PROCESSOR = "server.engines.vllm_plugins:NudgeStop"
 
@@ -63,9 +57,7 @@ class VllmEngine:
 
     def __init__(self, llm: AsyncLLM, info: EngineInfo) -> None:
         self._llm = llm
-        self._info = info
-        self._request_numbers = itertools.count()
-        self.running = 0
+        self._core = Core(llm, info)
 
     @classmethod
     async def start(
@@ -144,14 +136,18 @@ class VllmEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return self._info
+        return self._core.info
+
+    @property
+    def running(self) -> int:
+        return self._core.running
 
     @property
     def alive(self) -> bool:
         return not self._llm.errored
 
     def open(self, prompt: TokenIds) -> VllmSession:
-        return VllmSession(self, self._llm, prompt)
+        return VllmSession(self._core, prompt)
 
     async def check_health(self) -> None:
         try:
@@ -166,9 +162,6 @@ class VllmEngine:
         # done in a moment, and then spends seconds on ending its interpreter: not waited for.
         await asyncio.to_thread(self._llm.shutdown, EXIT_S)
 
-    def next_request_id(self) -> str:
-        return f"{self.info.name}-{next(self._request_numbers)}"
-
     async def _warm_up(self) -> None:
         """One short turn of each kind, so that the first answer is not the slow one."""
         greedy = SamplingParams(temperature=0)
@@ -182,141 +175,6 @@ class VllmEngine:
             async with contextlib.aclosing(session.generate(params)) as turn:
                 async for _ in turn:
                     pass
-
-
-class VllmSession:
-    """See `server.engines.base.Session`."""
-
-    def __init__(self, engine: VllmEngine, llm: AsyncLLM, prompt: TokenIds) -> None:
-        self._engine = engine
-        self._llm = llm
-        self._ids = list(prompt)
-        self._turn: AsyncGenerator[Token | TurnEnd] | None = None
-        self.steps = 0
-
-    @property
-    def length(self) -> int:
-        return len(self._ids)
-
-    def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
-        self._turn = self._generate(params)
-        return self._turn
-
-    async def _generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
-        info = self._engine.info
-        room = info.context_length - len(self._ids)
-        if room <= 0:
-            yield TurnEnd("length")
-            return
-        request = self._llm.generate(
-            TokensPrompt(prompt_token_ids=self._ids.copy()),
-            _sampling(params, info, room),
-            self._engine.next_request_id(),
-        )
-        self._engine.running += 1
-        ended = False
-        word = _word(params, info)
-        try:
-            async with contextlib.aclosing(request) as outputs:
-                async for output in outputs:
-                    completion = output.outputs[0]
-                    reason = completion.finish_reason
-                    tokens = list(zip(completion.token_ids, completion.logprobs, strict=True))
-                    self.steps += len(tokens)
-                    ended = reason is not None
-                    last = tokens.pop() if reason == "stop" else None
-                    for number, logprobs in tokens:
-                        token = _token(number, logprobs, params.top)
-                        # Rounding could let p1 and γ disagree between here and the engine;
-                        # what is reported must keep the law p1 ≥ γ.
-                        if params.stop_below is not None and token.top_prob < params.stop_below:
-                            yield TurnEnd("uncertain", token)
-                            return
-                        part = word.push(number) if word else Part.INSIDE
-                        if part is Part.BEYOND:
-                            yield TurnEnd("word", token)
-                            return
-                        self._ids.append(number)
-                        yield token
-                        if part is Part.LAST:
-                            yield TurnEnd("word")
-                            return
-                    if last is not None:
-                        yield _turn_end(_token(*last, params.top), params, info)
-                    elif reason is not None:
-                        yield TurnEnd("length")
-        except EngineDeadError as error:
-            raise EngineUnavailable(f"engine {info.name!r} died") from error
-        finally:
-            self._engine.running -= 1
-            if not ended:
-                self.steps += 1  # the step that was under way when the request was aborted
-
-    async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
-        if drop:
-            del self._ids[-drop:]
-        self._ids += ids
-
-    async def aclose(self) -> None:
-        if self._turn is not None:
-            await self._turn.aclose()
-
-
-def _word(params: TurnParams, info: EngineInfo) -> Word | None:
-    if params.word is None:
-        return None
-    word = Word(info.tokenizer)
-    for number in params.word:
-        word.push(number)
-    return word
-
-
-def _turn_end(last: Token, params: TurnParams, info: EngineInfo) -> TurnEnd:
-    """What a stop token means: the model's own end, or one that the processor forced.
-
-    A sampled word is ended by this side, which sees the tokens, before the processor forces
-    anything; a stop token that arrives here was drawn.
-    """
-    wanted = Token(*last.top[0], last.top)
-    if params.stop_below is not None and last.top_prob < params.stop_below:
-        return TurnEnd("uncertain", wanted)
-    if params.word is not None and params.sampling.greedy and wanted.id not in info.stop_ids:
-        tied = len(last.top) > 1 and last.top[0][1] == last.top[1][1]
-        return TurnEnd("word", None if tied else wanted)
-    return TurnEnd("stop", last)
-
-
-def _token(number: int, logprobs: Mapping[int, Any], top: int) -> Token:
-    ranked = sorted(((i, each.logprob) for i, each in logprobs.items()), key=lambda e: -e[1])
-    return Token(number, logprobs[number].logprob, tuple(ranked[:top]))
-
-
-def _sampling(params: TurnParams, info: EngineInfo, room: int) -> vllm.SamplingParams:
-    sampling = params.sampling
-    extra: dict[str, Any] = {}
-    if params.stop_below is not None:
-        extra = {"nudge_below": params.stop_below}
-    elif params.word is not None:
-        extra = {"nudge_word": list(params.word), "nudge_greedy": sampling.greedy}
-    if extra:
-        extra["nudge_stop"] = info.stop_ids[0]
-    seed = None
-    if sampling.seed is not None and not sampling.greedy:
-        # The same seed in every turn would draw the same numbers in every turn.
-        seed = (sampling.seed * 1_000_003 + params.turn) % 2**31
-    return vllm.SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        seed=seed,
-        max_tokens=min(params.max_tokens, room),
-        stop_token_ids=list(info.stop_ids),
-        logprobs=params.top,
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-        extra_args=extra or None,
-    )
 
 
 def _engine_args(name: str, args: Mapping[str, Any]) -> AsyncEngineArgs:
