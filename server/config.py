@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -127,14 +135,50 @@ class ModelSettings(_Frozen):
     """Jinja template of the base model's prompt; unset: Question/Answer."""
     chat_template: str | None = None
     """Instead of the aligned model's own chat template."""
+    degraded: Literal["aligned"] | None = None
+    """Who answers in NAME's place while the base engine is dead; unset: nobody (503)."""
 
 
 class ServerSettings(_Frozen):
+    """The HTTP server: where it listens, who may ask, how much, and how long."""
+
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    ssl_certfile: Path | None = None
+    """PEM files for HTTPS; unset: plain HTTP."""
+    ssl_keyfile: Path | None = None
+    ssl_keyfile_password: SecretStr | None = None
+    api_keys: tuple[SecretStr, ...] = ()
+    """Keys that may ask, as they are or as ``sha256:`` and 64 hex digits. None: no key needed."""
+    api_keys_file: Path | None = None
+    """More of them, one a line; ``#`` begins a comment."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may read answers; ``*``: any. None: no page of another origin may."""
     max_body_bytes: ByteSize = ByteSize(4 * 2**20)
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """Under what the contexts hold anyway."""
+    max_n: int = Field(16, ge=1, le=128)
+    """Answers that one request may ask for, over all of its prompts."""
+    max_running: int = Field(64, ge=1)
+    """Answers that are written at once; further requests wait in order of arrival."""
+    max_waiting: int = Field(256, ge=0)
+    """Answers that may wait for that; beyond, a request is told to come back (429)."""
+    max_per_key: int | None = Field(None, ge=1)
+    """Answers that one key may have running or waiting."""
+    request_timeout_s: float = Field(600, gt=0)
+    """From a request's arrival to its answer's end (504)."""
+    drain_s: float = Field(30, ge=0)
+    """How long running answers may take to finish after SIGTERM or Ctrl-C."""
     keep_alive_s: float = Field(15, gt=0)
     """Seconds after which an idle stream sends a comment, so that proxies keep it open."""
+    restart_limit: int = Field(5, ge=0)
+    """Times running that a dead engine is started again before the server gives up (exit 1)."""
+    restart_backoff_s: float = Field(1, gt=0)
+    """Before the second attempt; doubled before each further one, up to a minute."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    otlp_endpoint: str | None = None
+    """Where OpenTelemetry traces go; unset: OTEL_EXPORTER_OTLP_ENDPOINT, or nowhere."""
 
 
 class _YamlSource(PydanticBaseSettingsSource):

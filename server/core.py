@@ -6,7 +6,8 @@ engine, HTTP, or a rule of the policy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 Speaker = Literal["base", "aligned"]
@@ -56,7 +57,9 @@ class SamplingParams:
     """How tokens are drawn, the same for both models. OpenAI's field names.
 
     ``temperature`` 0 is greedy. ``top_k`` 0 and ``min_p`` 0 are off. With ``seed`` an answer
-    is reproducible on the same engines.
+    is reproducible on the same engines. ``presence_penalty`` and ``frequency_penalty`` count the
+    answer so far, whoever wrote it, in the speaker's tokens; ``repetition_penalty`` the prompt
+    too. ``logit_bias`` is added to the speaker's logits, as (token id, bias).
     """
 
     temperature: float = 1.0
@@ -64,10 +67,19 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def penalized(self) -> bool:
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+        return penalties != (0, 0, 1)
 
 
 Policy = Literal["nudging", "reference"]
@@ -152,11 +164,28 @@ class Usage:
     def nudged_share(self) -> float:
         return self.aligned_tokens / (self.completion_tokens or 1)
 
+    @staticmethod
+    def total(prompts: Sequence[Sequence[Usage]]) -> Usage:
+        """The sum over the answers to several prompts; each prompt is read once."""
+        answers = [usage for answers in prompts for usage in answers]
+        firsts = [answers[0] for answers in prompts]
+        return Usage(
+            base_prompt_tokens=sum(first.base_prompt_tokens for first in firsts),
+            aligned_prompt_tokens=sum(first.aligned_prompt_tokens for first in firsts),
+            base_tokens=sum(usage.base_tokens for usage in answers),
+            aligned_tokens=sum(usage.aligned_tokens for usage in answers),
+            rounds=sum(usage.rounds for usage in answers),
+            base_steps=sum(usage.base_steps for usage in answers),
+            aligned_steps=sum(usage.aligned_steps for usage in answers),
+            discarded_tokens=sum(usage.discarded_tokens for usage in answers),
+        )
+
 
 StopReason = Literal[
     "aligned_end",  # the aligned model ended its turn
     "end_of_text",  # one model alone: it ended
     "stop_string",
+    "stop_token",
     "length",  # max_tokens
     "context",  # a model's context is full
     "max_rounds",
@@ -174,17 +203,24 @@ class Finished:
 
     text: None where the pieces are the answer; otherwise the answer (policy ``reference``
         rewrites the tail of what its rounds wrote).
-    matched: the stop string that ended it, if one did.
+    matched: the stop string or the stop token's id that ended it, if one did.
     """
 
     stop_reason: StopReason
     usage: Usage
     text: str | None = None
-    matched: str | None = None
+    matched: str | int | None = None
 
     @property
     def finish_reason(self) -> FinishReason:
         return "length" if self.stop_reason in ("length", "context") else "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must match: a grammar of llguidance, made by `server.grammar`."""
+
+    source: str
 
 
 UNLIMITED = 2**31
@@ -196,13 +232,28 @@ class AnswerRequest:
     """Everything the orchestrator needs for one answer.
 
     max_tokens: committed tokens at most; None: as many as the contexts hold.
+    min_tokens: committed tokens before anything but ``max_tokens`` and a full context ends it.
+    ignore_eos: whether no model's end of text, and no loop guard, ends it.
+    stop_token_ids: tokens that end it where the speaker draws them; they are no part of it.
     top_logprobs: how many alternatives to report a token; None: no ``scored`` tokens.
+    grammar: what the answer as a whole must match.
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     top_logprobs: int | None = None
+    grammar: Grammar | None = None
+
+    def sample(self, number: int) -> AnswerRequest:
+        """The request of one of several independent answers: each has a seed of its own."""
+        seed = self.sampling.seed
+        if seed is None or not number:
+            return self
+        return replace(self, sampling=replace(self.sampling, seed=seed + number))
 
 
 class NudgeError(Exception):

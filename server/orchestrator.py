@@ -14,7 +14,7 @@ The only place that knows both the policy and the engines. Does not know: OpenAI
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
@@ -55,13 +55,18 @@ class Writer(Protocol):
     def usage(self) -> Usage: ...
 
 
-async def stream(writer: Writer, stops: Sequence[str]) -> AsyncGenerator[Piece | Finished]:
-    """An answer as pieces, then one `Finished`. Nothing of a stop string gets out."""
-    matcher = StopStrings(stops)
+async def stream(writer: Writer, request: AnswerRequest) -> AsyncGenerator[Piece | Finished]:
+    """An answer as pieces, then one `Finished`. Nothing of a stop string gets out.
+
+    A stop string counts from the piece on with which ``min_tokens`` are exceeded.
+    """
+    matcher = StopStrings(request.stop)
     held: deque[Piece] = deque()
+    tokens = 0
     async with aclosing(writer.pieces()) as pieces:
         async for piece in pieces:
-            if writer.rewrites:
+            tokens += piece.tokens
+            if writer.rewrites or tokens <= request.min_tokens:
                 yield piece
                 continue
             held.append(piece)

@@ -147,12 +147,47 @@ class Registry:
         Raises `EngineUnavailable` while loading, `ContextLengthExceeded`.
         """
         self._expect_ready()
+        self._check_token_ids(served, request)
         if served.role != "nudged":
             text = prompt.base if served.role == "base" else prompt.aligned
             return Alone(self._engine(served.name, served.role), served.role, text, request)
         policy = Referenced if nudging.policy == "reference" else Nudged
         base, aligned = self._engine(served.name, "base"), self._engine(served.name, "aligned")
         return policy(base, aligned, prompt, request, nudging)
+
+    def _check_token_ids(self, served: Served, request: AnswerRequest) -> None:
+        """Raises `InvalidRequest` for token ids that don't name one token of each speaker."""
+        given = {
+            "stop_token_ids": request.stop_token_ids,
+            "logit_bias": [token for token, _ in request.sampling.logit_bias],
+        }
+        if not any(given.values()):
+            return
+        roles: Sequence[Literal["base", "aligned"]] = (
+            ("base", "aligned") if served.role == "nudged" else (served.role,)
+        )
+        tokenizers = [self._engine(served.name, role).info.tokenizer for role in roles]
+        for field, ids in given.items():
+            if ids and not tokenizers[0].same_ids_as(tokenizers[-1]):
+                raise InvalidRequest(
+                    f"the two models of {served.name!r} have different vocabularies, so a token "
+                    f"id in {field!r} is ambiguous; ask {served.name}:base or "
+                    f"{served.name}:aligned",
+                    param=field,
+                )
+            size = min(tokenizer.size for tokenizer in tokenizers)
+            if unknown := [token for token in ids if token >= size]:
+                raise InvalidRequest(
+                    f"token id {unknown[0]} in {field!r} is not in the vocabulary of {size} tokens",
+                    param=field,
+                )
+
+    def echo(self, served: Served, prompt: str | TokenIds) -> str:
+        """The text of a raw prompt."""
+        if isinstance(prompt, str):
+            return prompt
+        assert served.role != "nudged"
+        return self._engine(served.name, served.role).info.tokenizer.decode(prompt)
 
     def continuation(
         self, served: Served, prompt: str | TokenIds, request: AnswerRequest
@@ -162,6 +197,7 @@ class Registry:
         Raises `EngineUnavailable`, `ContextLengthExceeded`, `InvalidRequest`.
         """
         self._expect_ready()
+        self._check_token_ids(served, request)
         assert served.role != "nudged"
         engine = self._engine(served.name, served.role)
         if not isinstance(prompt, str):

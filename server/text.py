@@ -195,6 +195,12 @@ class Tokenizer:
             )
         return self._shared_with[other]
 
+    def same_ids_as(self, other: Tokenizer) -> bool:
+        """Whether every id is the same token in both vocabularies."""
+        return self is other or (
+            self._bytes == other._bytes and self.special_ids == other.special_ids
+        )
+
     # -- made once ----------------------------------------------------------------------------
 
     def _leading_special_ids(self) -> TokenIds:

@@ -14,12 +14,30 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.core import AnswerRequest, Message, NudgingConfig, SamplingParams
+from server.core import AnswerRequest, Grammar, Message, NudgingConfig, SamplingParams
+from server.grammar import json_grammar
 
 MAX_STOPS = 4
 MAX_TOP_LOGPROBS = 20
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIdText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+"""JSON has no other keys than strings."""
+
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+"""Fields with the same name here and in `SamplingParams`."""
 
 
 class _Request(BaseModel):
@@ -53,6 +71,28 @@ class StreamOptions(_Request):
     continuous_usage_stats: bool | None = None
 
 
+class TextFormat(_Request):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(_Request):
+    type: Literal["json_object"]
+
+
+class NamedSchema(_Request):
+    """``strict`` is accepted either way: the answer follows the schema in any case."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(_Request):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
 class NudgingOptions(BaseModel):
     """``nudging``: how this answer is to be nudged; unset fields are the served model's."""
 
@@ -83,26 +123,13 @@ def _only(*neutral: Any) -> Callable[[Any], bool]:
     return lambda value: value is None or value in neutral
 
 
-# What isn't served yet and would change the answer: the values that ask for nothing.
-_NOT_YET: dict[str, Callable[[Any], bool]] = {
-    "n": _only(1),
-    "best_of": _only(1),
-    "frequency_penalty": _only(0),
-    "presence_penalty": _only(0),
-    "repetition_penalty": _only(1),
-    "logit_bias": _empty,
-    "stop_token_ids": _empty,
-    "min_tokens": _only(0),
-    "ignore_eos": _empty,
-    "response_format": lambda v: v is None or (isinstance(v, dict) and v.get("type") == "text"),
+# What isn't served and would change the answer: the values that ask for nothing.
+_NOT_SERVED: dict[str, Callable[[Any], bool]] = {
     "functions": _empty,
     "function_call": _only("none"),
     "modalities": _only(["text"]),
     "audio": _empty,
-    "continue_final_message": _empty,
-    "add_generation_prompt": _only(True),
     "suffix": _empty,
-    "echo": _empty,
     "prompt_logprobs": _empty,
     "guided_json": _empty,
     "guided_regex": _empty,
@@ -111,7 +138,14 @@ _NOT_YET: dict[str, Callable[[Any], bool]] = {
     "structured_outputs": _empty,
     "bad_words": _empty,
     "allowed_token_ids": _empty,
+    "use_beam_search": _empty,
+    "truncate_prompt_tokens": _empty,
 }
+
+
+def _refused(param: str, message: str) -> PydanticCustomError:
+    """A refusal that names its field, also where pydantic reports a whole model."""
+    return PydanticCustomError("refused", "{message}", {"param": param, "message": message})
 
 
 class Generation(_Request):
@@ -119,30 +153,38 @@ class Generation(_Request):
 
     model: Annotated[str, Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Probability | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    logit_bias: dict[TokenIdText, Bias] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = Field(
+        None, discriminator="type"
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     nudging: NudgingOptions | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _not_yet(cls, data: Any) -> Any:
+    def _not_served(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        for name, neutral in _NOT_YET.items():
+        for name, neutral in _NOT_SERVED.items():
             if name in data and not neutral(data[name]):
-                raise PydanticCustomError(
-                    "not_supported", "'{param}' is not supported yet", {"param": name}
-                )
+                raise _refused(name, f"{name!r} is not supported")
         if not _empty(data.get("tools")) and data.get("tool_choice") != "none":
-            raise PydanticCustomError(
-                "not_supported", "'{param}' are not supported yet", {"param": "tools"}
-            )
+            raise _refused("tools", "'tools' are not supported, unless 'tool_choice' is 'none'")
         return data
 
     @field_validator("stop")
@@ -155,25 +197,15 @@ class Generation(_Request):
             raise ValueError("a stop string must not be empty")
         return stop
 
-    @field_validator("stream_options")
-    @classmethod
-    def _no_continuous_usage(cls, options: StreamOptions | None) -> StreamOptions | None:
-        if options is not None and options.continuous_usage_stats:
-            raise PydanticCustomError(
-                "not_supported",
-                "'{param}' is not supported yet",
-                {"param": "stream_options.continuous_usage_stats"},
-            )
-        return options
-
     @model_validator(mode="after")
-    def _options_of_a_stream(self) -> Generation:
+    def _fits_together(self) -> Generation:
         if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError(
-                "invalid",
-                "'{param}' is only allowed when 'stream' is true",
-                {"param": "stream_options"},
-            )
+            raise _refused("stream_options", "'stream_options' needs 'stream': true")
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise _refused("best_of", "'best_of' other than 'n' is not supported")
+        most = self._max_tokens()
+        if most is not None and (self.min_tokens or 0) > most:
+            raise _refused("min_tokens", "'min_tokens' is more than the answer may have")
         return self
 
     @property
@@ -184,29 +216,57 @@ class Generation(_Request):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def samples(self) -> int:
+        """Independent answers for each prompt."""
+        return self.n or 1
+
     def beyond_reference(self) -> set[str]:
         """What this request asks for that the policy ``reference`` has no notion of."""
         options = self.nudging or NudgingOptions()
         asked = {f"nudging.{name}" for name in options.settings & {"start", "end_lookahead"}}
-        if self.temperature:
-            asked.add("temperature")
+        neutral = {"repetition_penalty": 1}
+        for name in (*_SAMPLING, "logit_bias", "min_tokens", "ignore_eos", "stop_token_ids"):
+            if name not in ("top_p", "top_k", "min_p", "seed"):  # greedy has no use for them
+                value = getattr(self, name)
+                if value and value != neutral.get(name):
+                    asked.add(name)
+        if self.grammar is not None:
+            asked.add("response_format")
         if self._top_logprobs() is not None:
             asked.add("logprobs")
         return asked
 
+    @property
+    def grammar(self) -> Grammar | None:
+        """Raises `InvalidRequest` for a schema that can't be followed exactly."""
+        match self.response_format:
+            case JsonObjectFormat():
+                return json_grammar({"type": "object"})
+            case JsonSchemaFormat(json_schema=named):
+                return json_grammar(named.schema_)
+            case _:
+                return None
+
     def answer_request(self, defaults: SamplingParams) -> AnswerRequest:
-        given = {
-            name: value
-            for name in ("temperature", "top_p", "min_p", "seed")
-            if (value := getattr(self, name)) is not None
-        }
+        given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
         if self.top_k is not None:
             given["top_k"] = max(self.top_k, 0)  # vLLM: -1 is off too
+        if self.logit_bias:
+            given["logit_bias"] = tuple((int(i), bias) for i, bias in self.logit_bias.items())
         return AnswerRequest(
             sampling=replace(defaults, **given),
             max_tokens=self._max_tokens(),
+            min_tokens=self.min_tokens or 0,
+            ignore_eos=bool(self.ignore_eos),
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop_token_ids=tuple(dict.fromkeys(self.stop_token_ids or ())),
             top_logprobs=self._top_logprobs(),
+            grammar=self.grammar,
         )
 
     def _max_tokens(self) -> int | None:
@@ -224,12 +284,20 @@ class ChatRequest(Generation):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
     @field_validator("chat_template_kwargs")
     @classmethod
     def _own_kwargs(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
         # These are the server's own arguments of the template call.
-        for name in ("tokenize", "add_generation_prompt", "chat_template", "conversation"):
+        for name in (
+            "tokenize",
+            "add_generation_prompt",
+            "chat_template",
+            "conversation",
+            "continue_final_message",
+        ):
             if name in (kwargs or {}):
                 raise ValueError(f"{name!r} can't be set here")
         return kwargs
@@ -237,9 +305,7 @@ class ChatRequest(Generation):
     @model_validator(mode="after")
     def _logprobs_asked(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
-            raise PydanticCustomError(
-                "invalid", "'{param}' needs 'logprobs': true", {"param": "top_logprobs"}
-            )
+            raise _refused("top_logprobs", "'top_logprobs' needs 'logprobs': true")
         return self
 
     def conversation(self) -> list[Message]:
@@ -255,30 +321,31 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """``POST /v1/completions``"""
 
-    prompt: str | list[int] | list[str]
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @field_validator("prompt")
     @classmethod
-    def _one_prompt(cls, prompt: str | list[int] | list[str]) -> str | list[int] | list[str]:
-        if not prompt:
+    def _not_empty(cls, prompt: Any) -> Any:
+        if not prompt or (isinstance(prompt, list) and any(each in ("", []) for each in prompt)):
             raise ValueError("must not be empty")
-        if isinstance(prompt, list) and isinstance(prompt[0], str) and len(prompt) > 1:
-            raise PydanticCustomError(
-                "not_supported",
-                "several prompts in '{param}' are not supported yet",
-                {"param": "prompt"},
-            )
         return prompt
 
+    @model_validator(mode="after")
+    def _no_prompt_logprobs(self) -> CompletionRequest:
+        if self.echo and self.logprobs is not None:
+            raise _refused("echo", "'echo' together with 'logprobs' is not supported")
+        return self
+
     @property
-    def one_prompt(self) -> str | list[int]:
-        """Text, or token ids."""
+    def prompts(self) -> list[str | list[int]]:
+        """Each a text, or token ids."""
         if isinstance(self.prompt, str):
-            return self.prompt
-        if isinstance(self.prompt[0], str):
-            return self.prompt[0]
-        return [token for token in self.prompt if isinstance(token, int)]
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [[token for token in self.prompt if isinstance(token, int)]]
+        return [each for each in self.prompt if not isinstance(each, int)]
 
     def _max_tokens(self) -> int | None:
         return 16 if self.max_tokens is None else self.max_tokens  # OpenAI's default here

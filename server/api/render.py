@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 
 class Renderer(ABC):
-    """What the two completion routes have in common: one answer's envelope.
+    """What the two completion routes have in common: the envelope of a request's answers.
 
     Args:
         model: the name as it was asked for.
@@ -46,42 +46,55 @@ class Renderer(ABC):
         self.rewrites = rewrites
         self.top = top
 
-    def chunks(self, piece: Piece) -> Iterator[Json]:
-        """The stream's chunks for one piece: one, or none."""
+    def first_chunks(self, index: int, echo: str) -> Iterator[Json]:
+        """What a stream says before any text of an answer."""
+        if echo:
+            yield self._chunk([self._delta(index, {"content": echo}, ())], None)
+
+    def chunks(self, index: int, piece: Piece, usage: Usage | None) -> Iterator[Json]:
+        """The stream's chunks for one piece: one, or none. ``usage``: so far, where asked."""
         text = "" if self.rewrites else piece.text
         if not (text or self.trace or (piece.scored and self.keeps_empty)):
             return
-        choice = self._delta({"content": text}, piece.scored)
+        choice = self._delta(index, {"content": text}, piece.scored)
         if self.trace:
             choice["nudging"] = {"pieces": [_trace(piece)]}
-        yield self._chunk([choice])
+        yield self._chunk([choice], usage)
 
-    def last_chunks(self, finished: Finished) -> Iterator[Json]:
-        choice = self._delta({"content": finished.text} if finished.text else {}, ())
+    def last_chunk(self, index: int, finished: Finished, usage: Usage | None) -> Json:
+        """The end of one answer in a stream."""
+        choice = self._delta(index, {"content": finished.text} if finished.text else {}, ())
         choice["finish_reason"] = finished.finish_reason
         if self.trace:
             choice["nudging"] = {"pieces": [], **_outcome(finished)}
-        yield self._chunk([choice])
-        if self.include_usage:
-            yield self._chunk([]) | {"usage": usage(finished.usage)}
+        return self._chunk([choice], usage)
 
-    def whole(self, pieces: Sequence[Piece], finished: Finished) -> Json:
-        """The answer that isn't streamed."""
+    def usage_chunks(self, usage: Usage) -> Iterator[Json]:
+        """What a stream says after the last answer."""
+        if self.include_usage:
+            yield self._chunk([], usage)
+
+    def choice(self, index: int, pieces: Sequence[Piece], finished: Finished, echo: str) -> Json:
+        """One answer that isn't streamed."""
         text = finished.text
         if text is None:
             text = "".join(piece.text for piece in pieces)
-        choice = self._choice(text, [token for piece in pieces for token in piece.scored])
+        tokens = [token for piece in pieces for token in piece.scored]
+        choice = self._choice(index, echo + text, tokens)
         choice["finish_reason"] = finished.finish_reason
         if self.trace:
             choice["nudging"] = _outcome(finished) | {"pieces": [_trace(p) for p in pieces]}
-        return self._envelope(self.object) | {
-            "choices": [choice],
-            "usage": usage(finished.usage),
-        }
+        return choice
 
-    def _chunk(self, choices: list[Json]) -> Json:
+    def whole(self, choices: Sequence[Json], usage: Usage) -> Json:
+        """The answers that aren't streamed."""
+        return self._envelope(self.object) | {"choices": choices, "usage": shown_usage(usage)}
+
+    def _chunk(self, choices: list[Json], usage: Usage | None) -> Json:
         chunk = self._envelope(self.chunk_object) | {"choices": choices}
-        if self.include_usage:
+        if usage is not None:
+            chunk["usage"] = shown_usage(usage)
+        elif self.include_usage:
             chunk["usage"] = None
         return chunk
 
@@ -98,14 +111,10 @@ class Renderer(ABC):
     """Whether tokens without text (an end of text) are reported too."""
 
     @abstractmethod
-    def first_chunks(self) -> Iterator[Json]:
-        """What a stream says before any text."""
+    def _delta(self, index: int, delta: Json, scored: Sequence[ScoredToken]) -> Json: ...
 
     @abstractmethod
-    def _delta(self, delta: Json, scored: Sequence[ScoredToken]) -> Json: ...
-
-    @abstractmethod
-    def _choice(self, text: str, scored: Sequence[ScoredToken]) -> Json: ...
+    def _choice(self, index: int, text: str, scored: Sequence[ScoredToken]) -> Json: ...
 
 
 class ChatRenderer(Renderer):
@@ -115,20 +124,20 @@ class ChatRenderer(Renderer):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def first_chunks(self) -> Iterator[Json]:
-        yield self._chunk([self._delta({"role": "assistant", "content": ""}, ())])
+    def first_chunks(self, index: int, echo: str) -> Iterator[Json]:
+        yield self._chunk([self._delta(index, {"role": "assistant", "content": ""}, ())], None)
 
-    def _delta(self, delta: Json, scored: Sequence[ScoredToken]) -> Json:
+    def _delta(self, index: int, delta: Json, scored: Sequence[ScoredToken]) -> Json:
         return {
-            "index": 0,
+            "index": index,
             "delta": delta,
             "logprobs": self._logprobs(scored) if scored else None,
             "finish_reason": None,
         }
 
-    def _choice(self, text: str, scored: Sequence[ScoredToken]) -> Json:
+    def _choice(self, index: int, text: str, scored: Sequence[ScoredToken]) -> Json:
         return {
-            "index": 0,
+            "index": index,
             "message": {"role": "assistant", "content": text, "refusal": None},
             "logprobs": None if self.top is None else self._logprobs(scored),
             "finish_reason": None,
@@ -157,27 +166,25 @@ class CompletionRenderer(Renderer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._offset = 0
+        self._offsets: dict[int, int] = {}
 
-    def first_chunks(self) -> Iterator[Json]:
-        return iter(())
+    def _delta(self, index: int, delta: Json, scored: Sequence[ScoredToken]) -> Json:
+        return self._choice(index, delta.get("content", ""), scored)
 
-    def _delta(self, delta: Json, scored: Sequence[ScoredToken]) -> Json:
-        return self._choice(delta.get("content", ""), scored)
-
-    def _choice(self, text: str, scored: Sequence[ScoredToken]) -> Json:
+    def _choice(self, index: int, text: str, scored: Sequence[ScoredToken]) -> Json:
         return {
-            "index": 0,
+            "index": index,
             "text": text,
-            "logprobs": None if self.top is None else self._logprobs(scored),
+            "logprobs": None if self.top is None else self._logprobs(index, scored),
             "finish_reason": None,
         }
 
-    def _logprobs(self, scored: Sequence[ScoredToken]) -> Json:
-        offsets = []
+    def _logprobs(self, index: int, scored: Sequence[ScoredToken]) -> Json:
+        offset, offsets = self._offsets.get(index, 0), []
         for token in scored:
-            offsets.append(self._offset)
-            self._offset += len(token.text)
+            offsets.append(offset)
+            offset += len(token.text)
+        self._offsets[index] = offset
         return {
             "text_offset": offsets,
             "tokens": [token.text for token in scored],
@@ -186,7 +193,7 @@ class CompletionRenderer(Renderer):
         }
 
 
-def usage(counts: Usage) -> Json:
+def shown_usage(counts: Usage) -> Json:
     """OpenAI's ``usage``; prompt tokens are the base model's where it took part."""
     prompt = counts.base_prompt_tokens or counts.aligned_prompt_tokens
     shown: Json = {

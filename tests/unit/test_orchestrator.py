@@ -43,7 +43,7 @@ async def told(
         base, aligned, PromptPair((prompt,), (prompt,)), request, NudgingConfig(**settings)
     )
     spans: list[tuple[str, str]] = []
-    async with aclosing(stream(writer, request.stop)) as events:
+    async with aclosing(stream(writer, request)) as events:
         async for event in events:
             if isinstance(event, Finished):
                 return spans, event
@@ -249,7 +249,7 @@ async def test_a_failing_engine_fails_the_stream_and_frees_the_other():
     base.distribution = broken
     writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, NudgingConfig())
     with pytest.raises(OSError, match="broken"):
-        _ = [event async for event in stream(writer, ())]
+        _ = [event async for event in stream(writer, AnswerRequest())]
     assert base.running == aligned.running == 0
     assert writer.base.session.closed
     assert writer.aligned.session.closed
@@ -259,7 +259,7 @@ async def test_both_sessions_are_closed_however_the_answer_ends():
     for stop in ((), ("on a",)):
         base, aligned = engine(("Once upon a time", 0.9)), engine(("Once upon a time", 0.9))
         writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, NudgingConfig())
-        async with aclosing(stream(writer, stop)) as events:
+        async with aclosing(stream(writer, AnswerRequest(stop=stop))) as events:
             _ = [event async for event in events]
         assert writer.base.session.closed
         assert writer.aligned.session.closed

@@ -1,0 +1,191 @@
+"""How answers are sent: several at once, whole or as a stream, to a client that may leave.
+
+Knows: writers, renderers, and that a client who leaves frees the engines. Does not know: which
+route asked, a rule of the policy, OpenAI's shapes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from server.api import sse
+from server.api.errors import as_api_error
+from server.api.protocol import Generation
+from server.api.render import Json, Renderer
+from server.core import AnswerRequest, Finished, Piece, Usage
+from server.orchestrator import Writer, stream
+
+Result = TypeVar("Result")
+Event = Piece | Finished
+
+BUFFERED = 64
+"""Events of several answers that wait for a slow reader; then the writers wait too."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one request asks for: for each prompt, its independent answers.
+
+    echo: for each prompt, the text that goes in front of its answers.
+    """
+
+    body: Generation
+    request: AnswerRequest
+    writers: Sequence[Sequence[Writer]]
+    echo: Sequence[str] | None = None
+
+    @property
+    def all(self) -> list[Writer]:
+        """In the order of their ``index``."""
+        return [writer for writers in self.writers for writer in writers]
+
+    def echoed(self, index: int) -> str:
+        return "" if self.echo is None else self.echo[index // len(self.writers[0])]
+
+    def usage(self) -> Usage:
+        """What the whole request cost; each prompt is counted once."""
+        return Usage.total([[writer.usage() for writer in writers] for writers in self.writers])
+
+    def events(self) -> AsyncGenerator[tuple[int, Event]]:
+        streams = [stream(writer, self.request) for writer in self.all]
+        return _one(streams[0]) if len(streams) == 1 else merged(streams)
+
+
+async def respond(request: Request, answers: Answers, kind: type[Renderer]) -> Response:
+    body = answers.body
+    renderer = kind(
+        body.model,
+        trace=body.trace,
+        include_usage=body.include_usage,
+        rewrites=answers.all[0].rewrites,
+        top=answers.request.top_logprobs,
+    )
+    events = answers.events()
+    if not body.stream:
+        whole = await _unless_left(request, _whole(events, answers, renderer))
+        return Response(status_code=499) if whole is None else JSONResponse(whole)
+    # The first event is awaited before the response begins: what fails early has its status.
+    first = await _unless_left(request, _first(events))
+    if first is None:
+        return Response(status_code=499)  # nobody is there to read it
+    settings = request.app.state.registry.settings.server
+    return sse.EventStream(
+        _events(first, events, answers, renderer), keep_alive_s=settings.keep_alive_s
+    )
+
+
+async def _one(events: AsyncGenerator[Event]) -> AsyncGenerator[tuple[int, Event]]:
+    async with aclosing(events):
+        async for event in events:
+            yield 0, event
+
+
+async def merged(streams: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[tuple[int, Event]]:
+    """The events of several answers as they come, each with its answer's index.
+
+    Raises what the first of them to fail raises; then, and when closed, all are closed.
+    """
+    queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(BUFFERED)
+
+    async def pump(index: int, events: AsyncGenerator[Event]) -> None:
+        async with aclosing(events):
+            try:
+                async for event in events:
+                    await queue.put((index, event))
+            except Exception as error:
+                await queue.put((index, error))
+
+    pumps = [asyncio.create_task(pump(index, each)) for index, each in enumerate(streams)]
+    left = len(pumps)
+    try:
+        while left:
+            index, event = await queue.get()
+            if isinstance(event, Exception):
+                raise event
+            left -= isinstance(event, Finished)
+            yield index, event
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _first(events: AsyncGenerator[tuple[int, Event]]) -> tuple[int, Event]:
+    return await anext(events)
+
+
+async def _whole(
+    events: AsyncGenerator[tuple[int, Event]], answers: Answers, renderer: Renderer
+) -> Json:
+    count = len(answers.all)
+    pieces: list[list[Piece]] = [[] for _ in range(count)]
+    ends: list[Finished | None] = [None] * count
+    async with aclosing(events):
+        async for index, event in events:
+            if isinstance(event, Finished):
+                ends[index] = event
+            else:
+                pieces[index].append(event)
+    choices = [
+        renderer.choice(index, pieces[index], end, answers.echoed(index))
+        for index, end in enumerate(ends)
+        if end is not None
+    ]
+    if len(choices) < count:
+        raise RuntimeError("an answer ended without saying how")
+    return renderer.whole(choices, answers.usage())
+
+
+async def _events(
+    first: tuple[int, Event],
+    rest: AsyncGenerator[tuple[int, Event]],
+    answers: Answers,
+    renderer: Renderer,
+) -> AsyncGenerator[bytes]:
+    """The stream's bytes: chunks, or one lone error where an answer failed, then DONE."""
+    writers = answers.all
+    running = answers.body.continuous_usage
+    left = len(writers)
+    async with aclosing(rest):
+        try:
+            for index in range(left):
+                for chunk in renderer.first_chunks(index, answers.echoed(index)):
+                    yield sse.event(chunk)
+            index, event = first
+            while True:
+                usage = writers[index].usage() if running else None
+                if isinstance(event, Piece):
+                    for chunk in renderer.chunks(index, event, usage):
+                        yield sse.event(chunk)
+                else:
+                    yield sse.event(renderer.last_chunk(index, event, usage))
+                    left -= 1
+                    if not left:
+                        break
+                index, event = await anext(rest)
+            for chunk in renderer.usage_chunks(answers.usage()):
+                yield sse.event(chunk)
+        except Exception as error:
+            # The status is out already, so the stream itself must say it.
+            yield sse.event(as_api_error(error).body)
+        yield sse.DONE
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """The work's result; None if the client left first, and then the work is cancelled."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.create_task(sse.left(request.receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)

@@ -1,0 +1,90 @@
+"""The routes that write answers.
+
+Knows: which route asks whom for what. Does not know: how an answer is sent, a rule of the policy.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from server.api.answers import Answers, respond
+from server.api.body import body_schema, read
+from server.api.errors import ApiError
+from server.api.protocol import ChatRequest, CompletionRequest, Generation, NudgingOptions
+from server.api.render import ChatRenderer, CompletionRenderer
+from server.core import Message, NudgingConfig, TokenIds
+from server.orchestrator import Writer
+from server.registry import Registry, Served
+
+
+def routes(registry: Registry) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", openapi_extra=body_schema(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        """OpenAI's chat completions; ``nudging`` in the body says how."""
+        body = await read(request, ChatRequest)
+        served = registry.resolve(body.model)
+        nudging = _nudging(served, body)
+        prompt = registry.prompts(served, body.conversation(), body.chat_template_kwargs)
+        answer = body.answer_request(served.sampling)
+        writers = [
+            registry.writer(served, prompt, answer.sample(number), nudging)
+            for number in range(body.samples)
+        ]
+        return await respond(request, Answers(body, answer, [writers]), ChatRenderer)
+
+    @router.post("/v1/completions", openapi_extra=body_schema(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        """OpenAI's completions: the raw prompt continued by ``NAME:base`` or ``NAME:aligned``;
+        for ``NAME`` the prompt is the user's only message."""
+        body = await read(request, CompletionRequest)
+        served = registry.resolve(body.model)
+        nudging = _nudging(served, body)
+        answer = body.answer_request(served.sampling)
+
+        def writer(prompt: str | TokenIds, number: int) -> Writer:
+            sample = answer.sample(number)
+            if served.role != "nudged":
+                return registry.continuation(served, prompt, sample)
+            if isinstance(prompt, str):
+                pair = registry.prompts(served, [Message("user", prompt)])
+                return registry.writer(served, pair, sample, nudging)
+            raise ApiError(
+                400,
+                f"token ids mean different text to the two models of {served.name!r}; send text, "
+                f"or ask {served.name}:base or {served.name}:aligned",
+                param="prompt",
+            )
+
+        writers = [
+            [writer(prompt, number) for number in range(body.samples)] for prompt in body.prompts
+        ]
+        echo = [registry.echo(served, prompt) for prompt in body.prompts] if body.echo else None
+        return await respond(request, Answers(body, answer, writers, echo), CompletionRenderer)
+
+    return router
+
+
+def _nudging(served: Served, body: Generation) -> NudgingConfig:
+    """The policy's settings for one answer. Raises `ApiError` for what would have no effect."""
+    options = body.nudging or NudgingOptions()
+    if served.role != "nudged":
+        for field in sorted(options.settings):
+            raise ApiError(
+                400,
+                f"nudging.{field} has no effect on one model alone; ask {served.name!r}",
+                param=f"nudging.{field}",
+            )
+        return served.nudging
+    config = options.over(served.nudging)
+    if config.policy == "reference":
+        for field in sorted(body.beyond_reference()):
+            raise ApiError(
+                400,
+                f"{field} has no effect on the policy 'reference', which is the authors' greedy "
+                "procedure",
+                param=field,
+            )
+    return config
