@@ -44,7 +44,7 @@ class Alone:
         request: AnswerRequest,
     ) -> None:
         """``prompt`` as ids is read verbatim. Raises `ContextLengthExceeded`."""
-        self.side = Side(engine, speaker, prompt)
+        self.side = Side(engine, speaker, prompt, verbatim=request.grammar is not None)
         self.request = request
 
     async def pieces(self) -> AsyncGenerator[Piece]:
@@ -52,6 +52,9 @@ class Alone:
         params = TurnParams(
             sampling=request.sampling,
             max_tokens=request.max_tokens or UNLIMITED,
+            stop_token_ids=request.stop_token_ids,
+            not_before=request.not_before(side.info.stop_ids, 0),
+            grammar=request.grammar,
             top=request.top_logprobs or 1,
         )
         lowest, count = 1.0, 0
@@ -78,7 +81,9 @@ class Alone:
             await side.session.aclose()
 
     def _end(self, end: TurnEnd) -> None:
-        if end.reason == "stop":
+        if end.rejected is not None and end.rejected.id in self.request.stop_token_ids:
+            self.stop_reason = "stop_token"
+        elif end.reason == "stop":
             self.stop_reason = "end_of_text" if self.side.speaker == "base" else "aligned_end"
         else:
             self.stop_reason = "context" if self.side.room <= 0 else "length"

@@ -248,6 +248,18 @@ class AnswerRequest:
     top_logprobs: int | None = None
     grammar: Grammar | None = None
 
+    def not_before(self, ends: Sequence[int], committed: int) -> tuple[tuple[int, int], ...]:
+        """What a turn that begins after ``committed`` tokens must not draw yet: for each token
+        that would end the answer too early, the tokens of the turn that must come first.
+
+        Args:
+            ends: the tokens with which the speaker ends the answer.
+        """
+        wait = max(0, self.min_tokens - committed)
+        own = UNLIMITED if self.ignore_eos else wait
+        waits = dict.fromkeys(self.stop_token_ids, wait) | dict.fromkeys(ends, own)
+        return tuple((token, count) for token, count in waits.items() if count)
+
     def sample(self, number: int) -> AnswerRequest:
         """The request of one of several independent answers: each has a seed of its own."""
         seed = self.sampling.seed

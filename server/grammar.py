@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from server.core import Grammar, InvalidRequest, TokenIds
-from server.text import Tokenizer
 
 _OPTIONS: Any = {
     # One line, with or without a space after a comma and a colon. With free whitespace a model
@@ -49,15 +49,14 @@ class Vocabulary:
     """A model's tokens as the grammars of its answers see them.
 
     Args:
-        size: of the model's logits, which may be more than the tokenizer's.
+        table: the bytes of each id; empty for those that are no text.
+        size: of the model's logits, which may be more.
         stop_ids: what may be drawn where the grammar is satisfied.
     """
 
-    def __init__(self, tokenizer: Tokenizer, size: int, stop_ids: Sequence[int]) -> None:
-        self.size = max(size, tokenizer.size)
-        self.stop_ids = tuple(stop_ids)
-        wrapped = TokenizerWrapper(_Table(tokenizer, stop_ids[0]))
-        self.tokens = LLTokenizer(wrapped, n_vocab=self.size, eos_token=list(stop_ids))
+    def __init__(self, table: Sequence[bytes], size: int, stop_ids: Sequence[int]) -> None:
+        wrapped = TokenizerWrapper(_Table(list(table), stop_ids[0]))
+        self.tokens = LLTokenizer(wrapped, n_vocab=max(size, len(table)), eos_token=list(stop_ids))
 
 
 class _Table:
@@ -65,15 +64,13 @@ class _Table:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer, eos: int) -> None:
+    def __init__(self, table: list[bytes], eos: int) -> None:
         self.eos_token_id = eos
-        self.tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.size)]
-        self.special_token_ids = sorted(tokenizer.special_ids)
-        self._tokenizer = tokenizer
+        self.tokens = table
+        self.special_token_ids = [token for token, data in enumerate(table) if not data]
 
     def __call__(self, text: bytes | str) -> TokenIds:
-        plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        return self._tokenizer.encode_text(plain)
+        raise NotImplementedError("grammars are advanced by tokens, not by text")
 
 
 class Follower:
@@ -93,21 +90,36 @@ class Follower:
         if same < len(self._read):
             self._matcher.rollback(len(self._read) - same)
             del self._read[same:]
-        new = [token for token in output[same:]]
+        new = list(output[same:])
         self._matcher.consume_tokens(new)
         self._read += new
 
-    def allowed(self) -> bytes:
-        """One bit a token, the lowest of each byte first: whether it may come next.
+    def allowed_after(self, output: Sequence[int]) -> bytes | None:
+        """One bit a token, the lowest of each byte first: whether it may come next. None where
+        the grammar is `lost`."""
+        self.go_to(output)
+        allowed = None if self.lost else self._matcher.compute_bitmask()
+        return None if self.lost else allowed
 
-        Raises ``RuntimeError`` where the grammar lost its way (its resource limits, or tokens
-        that it didn't allow).
-        """
-        if self._matcher.is_error():
-            raise RuntimeError(f"the grammar can't go on: {self._matcher.get_error()[:300]}")
-        return self._matcher.compute_bitmask()
+    @property
+    def lost(self) -> bool:
+        """Whether it can't go on: a limit of its resources, or text that it doesn't allow."""
+        return bool(self._matcher.is_error())
 
     @property
     def satisfied(self) -> bool:
         """Whether the answer may end here."""
-        return self._matcher.is_accepting()
+        return bool(self._matcher.is_accepting())
+
+
+def matches(grammar: Grammar, text: str) -> bool:
+    """Whether a whole text is one that the grammar allows. By its bytes: no model's tokens."""
+    follower = Follower(grammar, _bytes_alone())
+    follower.go_to(text.encode())
+    return not follower.lost and follower.satisfied
+
+
+@cache
+def _bytes_alone() -> Vocabulary:
+    """A vocabulary in which each byte is a token, and 256 is the end."""
+    return Vocabulary([bytes([byte]) for byte in range(256)], 257, (256,))

@@ -19,6 +19,9 @@ The rules, all of them:
  5. A block of 5 to 64 tokens three times running inside one base turn counts as uncertain;
     the second time in one answer, it ends the answer.
 
+Rules 4 and 5 end nothing while ``guarded`` is False (OpenAI's ``ignore_eos``, ``min_tokens``, a
+grammar), unless four rounds running had no text at all.
+
 Does not know: engines, tokenizers, asyncio, HTTP. Standard library only.
 """
 
@@ -45,6 +48,7 @@ class Nudging:
     """One answer's policy. Not reusable.
 
     ``turn`` says who speaks, ``stop_reason`` why it is over, ``rounds`` how many there were.
+    ``guarded`` may be set at any time.
     """
 
     def __init__(self, config: NudgingConfig) -> None:
@@ -57,6 +61,7 @@ class Nudging:
         self.turn = Turn.BASE if start_base else Turn.ALIGNED
         self.stop_reason: StopReason | None = None
         self.rounds = 0
+        self.guarded = True
         self._in_round = False  # the base span before a first nudge belongs to no round
         self._round_text: list[str] = []
         self._base_spoke = False
@@ -99,7 +104,7 @@ class Nudging:
         self._round_text.append(text)
         if self._block.repeats(token):
             self._repetitions += 1
-            if self._repetitions > 1:
+            if self._repetitions > 1 and self.guarded:
                 self._finish("repetition")
             else:
                 self.base_stopped()
@@ -136,9 +141,9 @@ class Nudging:
             return
         self._same_rounds = self._same_rounds + 1 if text == self._last_round else 1
         self._last_round = text
-        if self._same_rounds >= SAME_ROUNDS:
+        if self._same_rounds >= SAME_ROUNDS and (self.guarded or not text):
             self._finish("repeated_round")
-        elif self.rounds >= self.max_rounds:
+        elif self.rounds >= self.max_rounds and self.guarded:
             self._finish("max_rounds")
 
     def _finish(self, reason: StopReason) -> None:

@@ -32,6 +32,7 @@ from server.core import (
     Usage,
 )
 from server.engines.base import Engine, Token, TurnEnd, TurnParams
+from server.grammar import matches
 from server.nudging import WORD_TOKENS, Nudging, Turn
 from server.side import Side
 from server.text import Part, StopStrings, Word
@@ -63,9 +64,12 @@ async def stream(writer: Writer, request: AnswerRequest) -> AsyncGenerator[Piece
     matcher = StopStrings(request.stop)
     held: deque[Piece] = deque()
     tokens = 0
+    written: list[str] = []
     async with aclosing(writer.pieces()) as pieces:
         async for piece in pieces:
             tokens += piece.tokens
+            if request.grammar is not None:
+                written.append(piece.text)
             if writer.rewrites or tokens <= request.min_tokens:
                 yield piece
                 continue
@@ -78,6 +82,10 @@ async def stream(writer: Writer, request: AnswerRequest) -> AsyncGenerator[Piece
                 return
     for piece in held:
         yield piece
+    if request.grammar is not None and writer.stop_reason in ("aligned_end", "end_of_text"):
+        whole = "".join(written)
+        if not matches(request.grammar, whole):
+            raise RuntimeError("the answer does not match its grammar")
     text, matched = writer.text, None
     if text is not None:
         free, matched = matcher.push(text)
@@ -117,8 +125,9 @@ class Nudged:
         """Raises `ContextLengthExceeded` if the prompt doesn't fit one of the models."""
         self.policy = Nudging(config)
         self.request = request
-        self.base = Side(base, "base", prompt.base)
-        self.aligned = Side(aligned, "aligned", prompt.aligned)
+        verbatim = request.grammar is not None
+        self.base = Side(base, "base", prompt.base, verbatim=verbatim)
+        self.aligned = Side(aligned, "aligned", prompt.aligned, verbatim=verbatim)
         self.base.listen_to(self.aligned)
         self.aligned.listen_to(self.base)
         self._turns = 0
@@ -136,11 +145,16 @@ class Nudged:
 
     @property
     def left(self) -> int:
-        return self._limit - self.base.tokens - self.aligned.tokens
+        return self._limit - self.committed
+
+    @property
+    def committed(self) -> int:
+        return self.base.tokens + self.aligned.tokens
 
     async def pieces(self) -> AsyncGenerator[Piece]:
         try:
             while self.policy.turn is not Turn.DONE:
+                self.policy.guarded = self._guarded
                 turn = self._aligned_turn if self.policy.turn is Turn.ALIGNED else self._base_turn
                 async with aclosing(turn()) as pieces:
                     async for piece in pieces:
@@ -149,8 +163,14 @@ class Nudged:
             await self.base.session.aclose()
             await self.aligned.session.aclose()
 
+    @property
+    def _guarded(self) -> bool:
+        """Whether the policy's loop guards may end the answer. JSON repeats itself by nature."""
+        request = self.request
+        free = request.ignore_eos or request.grammar is not None
+        return not free and self.committed >= request.min_tokens
+
     def usage(self) -> Usage:
-        committed = self.base.tokens + self.aligned.tokens
         steps = self.base.session.steps + self.aligned.session.steps
         return Usage(
             base_prompt_tokens=self.base.prompt_tokens,
@@ -160,7 +180,7 @@ class Nudged:
             rounds=self.policy.rounds,
             base_steps=self.base.session.steps,
             aligned_steps=self.aligned.session.steps,
-            discarded_tokens=steps - committed,
+            discarded_tokens=steps - self.committed,
         )
 
     def _turn(
@@ -171,13 +191,19 @@ class Nudged:
         word: tuple[int, ...] | None = None,
     ) -> TurnParams:
         self._turns += 1
+        request = self.request
+        # The base model's end of text is no end of the answer: it never comes too early.
+        ends = () if stop_below is not None else self.aligned.info.stop_ids
         return TurnParams(
-            sampling=self.request.sampling,
+            sampling=request.sampling,
+            stop_token_ids=request.stop_token_ids,
+            not_before=request.not_before(ends, self.committed + len(word or ())),
+            grammar=request.grammar,
             max_tokens=max_tokens,
             stop_below=stop_below,
             word=word,
             # Two alternatives show whether the next word's first token was a tie.
-            top=max(self.request.top_logprobs or 1, 1 if word is None else 2),
+            top=max(request.top_logprobs or 1, 1 if word is None else 2),
             turn=self._turns,
         )
 
@@ -195,6 +221,8 @@ class Nudged:
                 if isinstance(event, TurnEnd):
                     if event.reason == "length":
                         policy.out_of_room("context" if base.room <= 0 else "length")
+                    elif self._at_stop_token(event):
+                        policy.out_of_room("stop_token")
                     else:
                         self._reject(event.rejected)
                         policy.base_stopped()
@@ -213,6 +241,13 @@ class Nudged:
                 if policy.turn is not Turn.BASE:
                     break
         base.rest()
+
+    def _at_stop_token(self, end: TurnEnd) -> bool:
+        """Whether one of the request's ``stop_token_ids`` ended a turn."""
+        drawn = end.rejected
+        return (
+            end.reason == "stop" and drawn is not None and drawn.id in self.request.stop_token_ids
+        )
 
     def _reject(self, token: Token | None) -> None:
         if token is None:
@@ -253,7 +288,11 @@ class Nudged:
     def _after_word(self, text: str, tokens: list[Token], end: TurnEnd) -> None:
         """Tell the policy what the aligned model did."""
         policy = self.policy
-        if end.reason == "stop" and (not tokens or policy.end_lookahead):
+        if self._at_stop_token(end):
+            if tokens:
+                policy.word(text)
+            policy.out_of_room("stop_token")
+        elif end.reason == "stop" and (not tokens or policy.end_lookahead):
             if tokens:
                 policy.ending(text)
             else:
@@ -273,6 +312,8 @@ class Nudged:
         """The aligned model's next word, which may be begun already (the draft)."""
         tokens: list[Token] = []
         if self._draft is not None:
+            if self._draft.id in self.request.stop_token_ids:
+                return tokens, TurnEnd("stop", self._draft)
             tokens.append(self._draft)
             await self.aligned.session.extend([self._draft.id])
             self._draft = None
@@ -289,9 +330,9 @@ class Nudged:
         otherwise the first word of them."""
         params = self._turn(min(self.policy.end_lookahead, self.left))
         tokens, end = await self._collect(params, [])
-        if end.reason == "stop":
+        if end.reason == "stop" and not self._at_stop_token(end):
             return tokens, end
-        word = Word(self.aligned.tokenizer)
+        word, part = Word(self.aligned.tokenizer), Part.INSIDE
         for count, token in enumerate(tokens[:WORD_TOKENS]):
             part = word.push(token.id)
             if part is not Part.INSIDE:
@@ -300,7 +341,12 @@ class Nudged:
         else:
             kept = min(len(tokens), WORD_TOKENS)
         self.aligned.take_back(len(tokens) - kept)
-        return tokens[:kept], TurnEnd("word" if kept < len(tokens) else end.reason)
+        if kept < len(tokens) or part is Part.LAST:
+            return tokens[:kept], TurnEnd("word")
+        if end.reason == "stop" and end.rejected is not None:  # one of the stop_token_ids
+            inside = word.push(end.rejected.id) is not Part.BEYOND
+            return tokens, end if inside else TurnEnd("word")
+        return tokens, TurnEnd(end.reason)
 
     async def _collect(
         self, params: TurnParams, tokens: list[Token]

@@ -23,7 +23,16 @@ def check_fits(prompt_tokens: int, engine: Engine, speaker: Speaker) -> None:
 class Side:
     """One model's side of an answer: its session, and text on its way in and out of it."""
 
-    def __init__(self, engine: Engine, speaker: Speaker, prompt: PromptText | TokenIds) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        speaker: Speaker,
+        prompt: PromptText | TokenIds,
+        *,
+        verbatim: bool = False,
+    ) -> None:
+        """``verbatim``: the prompt's trailing spaces are read at once. An answer with a grammar
+        must not begin with them. Raises `ContextLengthExceeded`."""
         self.info = engine.info
         self.tokenizer = engine.info.tokenizer
         self.speaker = speaker
@@ -32,7 +41,8 @@ class Side:
         # and join the first text of the answer.
         self._lead = ""
         if isinstance(prompt, tuple):
-            prompt, self._lead = _without_trailing_spaces(prompt)
+            if not verbatim:
+                prompt, self._lead = _without_trailing_spaces(prompt)
             prompt = self.tokenizer.encode_prompt(prompt)
         self.prompt_tokens = len(prompt)
         check_fits(self.prompt_tokens, engine, speaker)

@@ -171,6 +171,11 @@ class Tokenizer:
     def decoder(self) -> StreamDecoder:
         return StreamDecoder(self)
 
+    @property
+    def table(self) -> Sequence[bytes]:
+        """The bytes of each id."""
+        return self._bytes
+
     def starts_with_space(self) -> list[bool]:
         """For each id, whether its text begins with whitespace. A table for the engine."""
         return [first_char(data).isspace() for data in self._bytes]

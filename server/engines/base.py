@@ -9,6 +9,8 @@ The contract, which ``tests/contract`` holds every implementation to:
 3. With ``stop_below = γ`` the engine stops *by itself* at the first position whose top-1
    probability is under γ, and reports that position in ``TurnEnd.rejected`` without taking it.
    p1 == γ is taken. The same goes for its end of text.
+   Penalties, bias, ``not_before`` and grammar change what is drawn, over all that the session
+   holds after its prompt, whoever wrote it.
 4. With ``word`` it stops after one word (`server.text.Word`) in the same way.
 5. Tokens not taken are not in the context of the next ``generate``. Tokens yielded are, until
    ``extend(..., drop=n)`` takes the last n of them back.
@@ -27,7 +29,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from server.core import SamplingParams, TokenIds
+from server.core import Grammar, SamplingParams, TokenIds
 from server.text import Tokenizer
 
 
@@ -77,6 +79,10 @@ class TurnParams:
     word: stop after one word, of which these tokens are in the context already; None: don't.
     top: alternatives to report at each position, ≥ 1.
     turn: its number within the answer; with a seed, each turn draws its own numbers.
+    stop_token_ids: tokens that end the turn (reason ``stop``) besides the model's own.
+    not_before: (token id, n): tokens that can't be drawn among the first n of the turn.
+    grammar: what the session's text after its prompt must match. A token that it doesn't allow
+        can't be drawn, and p1 is then the raw probability of the likeliest token that it does.
     """
 
     sampling: SamplingParams
@@ -85,6 +91,20 @@ class TurnParams:
     word: tuple[int, ...] | None = None
     top: int = 1
     turn: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    not_before: tuple[tuple[int, int], ...] = ()
+    grammar: Grammar | None = None
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether what can be drawn is another distribution than the model's own."""
+        sampling = self.sampling
+        return bool(sampling.penalized or sampling.logit_bias or self.not_before or self.grammar)
+
+    @property
+    def by_argmax(self) -> bool:
+        """Whether the likeliest token is the one that will be drawn."""
+        return self.sampling.greedy and not self.adjusted
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,12 @@ import asyncio
 import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
 from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
+from server.grammar import Follower, Vocabulary
 from server.text import Part, Tokenizer, Word
 
 Distribution = Callable[[Sequence[int], Sequence[int]], Sequence[tuple[int, float]]]
@@ -41,6 +43,15 @@ class ScriptedEngine:
         self.step_s = step_s
         self.dies_after = dies_after
         self.running = 0
+        self._vocabulary: Vocabulary | None = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """For answers with a grammar."""
+        if self._vocabulary is None:
+            tokenizer = self._info.tokenizer
+            self._vocabulary = Vocabulary(tokenizer.table, tokenizer.size, self._info.stop_ids)
+        return self._vocabulary
 
     @classmethod
     def from_folder(
@@ -114,6 +125,7 @@ class ScriptedSession:
         self._prompt = list(prompt)
         self._output: TokenIds = []
         self._turn: AsyncGenerator[Token | TurnEnd] | None = None
+        self._follower: Follower | None = None
         self.steps = 0
         self.closed = False
 
@@ -136,7 +148,7 @@ class ScriptedSession:
             word.push(token)
         engine.running += 1
         try:
-            for _ in range(params.max_tokens):
+            for taken in range(params.max_tokens):
                 if self.length >= info.context_length:
                     break
                 await asyncio.sleep(engine.step_s)
@@ -146,17 +158,23 @@ class ScriptedSession:
                 candidates = engine.distribution(self._prompt, self._output)
                 top = tuple((i, math.log(p)) for i, p in candidates[: params.top] if p > 0)
                 best = candidates[0]
-                if params.stop_below is not None and best[1] < params.stop_below:
+                allowed = self._allowed(candidates, params)
+                if params.stop_below is not None and allowed[0][1] < params.stop_below:
                     yield TurnEnd("uncertain", Token(best[0], math.log(best[1]), top))
                     return
-                number, probability = _draw(candidates, params.sampling, draws)
-                drawn = Token(number, math.log(probability), top)
+                weights = self._weights(allowed, params, taken)
+                number = _draw(weights, params.sampling, draws)
+                raw = dict(allowed)[number]
+                drawn = Token(number, math.log(raw), top)
                 if number in info.stop_ids:
                     yield TurnEnd("stop", drawn)
                     return
                 part = Part.INSIDE if word is None else word.push(number)
                 if part is Part.BEYOND:
                     yield TurnEnd("word", drawn)
+                    return
+                if number in params.stop_token_ids:
+                    yield TurnEnd("stop", drawn)
                     return
                 self._output.append(number)
                 yield drawn
@@ -166,6 +184,45 @@ class ScriptedSession:
             yield TurnEnd("length")
         finally:
             engine.running -= 1
+
+    def _allowed(
+        self, candidates: Sequence[tuple[int, float]], params: TurnParams
+    ) -> list[tuple[int, float]]:
+        """What the grammar leaves, best first. A script knows no second choices: where it wants
+        something else altogether, any token that is allowed is as unlikely as another."""
+        if params.grammar is None:
+            return list(candidates)
+        if self._follower is None:
+            self._follower = Follower(params.grammar, self._engine.vocabulary)
+        mask = self._follower.allowed_after(self._output)
+        if mask is None:
+            return [(self._engine.info.stop_ids[0], 1.0)]
+        allowed = {i for i in range(8 * len(mask)) if mask[i // 8] >> (i % 8) & 1}
+        left = [each for each in candidates if each[0] in allowed]
+        return left or [(token, 1e-6) for token in sorted(allowed)]
+
+    def _weights(
+        self, candidates: list[tuple[int, float]], params: TurnParams, taken: int
+    ) -> list[tuple[int, float]]:
+        """The probabilities with bias and penalties, best first; they need not sum to 1."""
+        if not params.adjusted:
+            return candidates
+        sampling = params.sampling
+        bias = dict(sampling.logit_bias)
+        counts = Counter(self._output)
+        early = {token for token, count in params.not_before if taken < count}
+        weights = []
+        for token, probability in candidates:
+            if probability <= 0 or (token in early and len(candidates) > 1):
+                continue
+            logit = math.log(probability) + bias.get(token, 0.0)
+            if counts[token] or token in self._prompt:
+                # Log probabilities are negative: the penalty multiplies.
+                logit *= sampling.repetition_penalty
+            logit -= sampling.frequency_penalty * counts[token]
+            logit -= sampling.presence_penalty * bool(counts[token])
+            weights.append((token, math.exp(logit)))
+        return sorted(weights, key=lambda each: -each[1])
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
         if drop:
@@ -180,9 +237,9 @@ class ScriptedSession:
 
 def _draw(
     candidates: Sequence[tuple[int, float]], sampling: SamplingParams, draws: random.Random
-) -> tuple[int, float]:
+) -> int:
     if sampling.greedy:
-        return candidates[0]
+        return candidates[0][0]
     kept = [each for each in candidates if each[1] > 0]
     weights = [p ** (1 / sampling.temperature) for _, p in kept]
     total = sum(weights)
@@ -194,4 +251,4 @@ def _draw(
             count = number
             break
         reached += weight
-    return draws.choices(kept[:count], weights[:count])[0]
+    return draws.choices(kept[:count], weights[:count])[0][0]

@@ -10,6 +10,7 @@ A request opts in through ``SamplingParams.extra_args``:
     nudge_word    ids of the word so far: force the stop token once the word is complete
     nudge_greedy  with nudge_word: whether the arg max is what will be sampled
     nudge_stop    the id of the stop token to force
+    nudge_adjust  what else the request wants (`server.engines.vllm_adjust.Adjustment`)
 
 The raw log probabilities that vLLM returns are taken before any processor, so the position's
 true distribution, and with it the token that was not taken, stays visible.
@@ -21,7 +22,8 @@ import math
 import os
 import select
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from vllm.config import VllmConfig
@@ -29,6 +31,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
+from server.engines.vllm_adjust import Adjustment, Followers
+from server.grammar import Vocabulary
 from server.text import Part, Tokenizer, Word
 
 SERVER_PID = "NUDGE_SERVER_PID"
@@ -43,6 +47,27 @@ class _Below:
     def __init__(self, stop: int, gamma: float) -> None:
         self.stop = stop
         self.log_gamma = math.log(gamma) if gamma > 0 else -math.inf
+
+
+class _Doubt(NamedTuple):
+    """p1 of the requests that stop under γ: one entry each.
+
+    best: the largest logit. total: the logarithm of the sum of all exponentials.
+    """
+
+    rows: torch.Tensor
+    stops: torch.Tensor
+    log_gamma: torch.Tensor
+    best: torch.Tensor
+    total: torch.Tensor
+
+    @property
+    def uncertain(self) -> torch.Tensor:
+        return self.best - self.total < self.log_gamma
+
+    def of_what_is_allowed(self, masked: torch.Tensor) -> _Doubt:
+        """With a grammar p1 is that of the likeliest token that it allows."""
+        return self._replace(best=masked[self.rows].amax(-1))
 
 
 class _OneWord:
@@ -79,6 +104,8 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         args = sampling_params.extra_args or {}
+        if not isinstance(args.get("nudge_adjust", {}), dict):
+            raise ValueError("nudge_adjust must be a mapping")
         if not {"nudge_below", "nudge_word"} & args.keys():
             return
         if not isinstance(args.get("nudge_stop"), int):
@@ -94,6 +121,8 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
         self._device = device
         self._below: dict[int, _Below] = {}
         self._words: dict[int, _OneWord] = {}
+        self._adjusted: dict[int, Adjustment] = {}
+        self._followers = Followers(self._vocabulary)
         self._below_tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._tokenizer: Tokenizer | None = None
         self._starts_with_space: torch.Tensor | None = None
@@ -106,16 +135,25 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
             return
         process_dict_updates(self._below, batch_update, self._new_below)
         process_dict_updates(self._words, batch_update, self._new_word)
+        process_dict_updates(self._adjusted, batch_update, self._new_adjustment)
         self._below_tensors = None
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        if self._below:
-            self._stop_uncertain(logits)
+        # p1 is the model's own: of the logits before anything else touches them.
+        doubt = self._doubt(logits) if self._below else None
+        masked = [row for row, each in self._adjusted.items() if each.mask(logits[row])]
+        if doubt is not None and masked:
+            doubt = doubt.of_what_is_allowed(logits)
+        for row, adjustment in self._adjusted.items():
+            adjustment.bend(logits[row])
+        if doubt is not None:
+            column = logits[doubt.rows, doubt.stops]
+            logits[doubt.rows, doubt.stops] = torch.where(doubt.uncertain, _FORCED, column)
         if self._words:
             self._stop_after_word(logits)
         return logits
 
-    def _stop_uncertain(self, logits: torch.Tensor) -> None:
+    def _doubt(self, logits: torch.Tensor) -> _Doubt:
         if self._below_tensors is None:
             rows = list(self._below)
             self._below_tensors = (
@@ -125,13 +163,12 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
             )
         rows_, stops, log_gamma = self._below_tensors
         # Copying rows costs as much as reducing them: only when others are in the batch.
-        ours = logits if len(self._below) == logits.shape[0] else logits[rows_]
-        if ours is logits:
-            log_p1 = (ours.amax(-1) - ours.logsumexp(-1))[rows_]
+        if len(self._below) == logits.shape[0]:
+            best, total = logits.amax(-1)[rows_], logits.logsumexp(-1)[rows_]
         else:
-            log_p1 = ours.amax(-1) - ours.logsumexp(-1)
-        column = logits[rows_, stops]
-        logits[rows_, stops] = torch.where(log_p1 < log_gamma, _FORCED, column)
+            ours = logits[rows_]
+            best, total = ours.amax(-1), ours.logsumexp(-1)
+        return _Doubt(rows_, stops, log_gamma, best, total)
 
     def _stop_after_word(self, logits: torch.Tensor) -> None:
         forced: list[int] = []
@@ -168,6 +205,19 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
         if "nudge_word" not in args:
             return None
         return _OneWord(args, output, self._load_tokenizer())
+
+    def _new_adjustment(
+        self, params: SamplingParams, prompt: list[int] | None, output: list[int]
+    ) -> Adjustment | None:
+        args = (params.extra_args or {}).get("nudge_adjust")
+        if args is None:
+            return None
+        size = self._model.get_vocab_size()
+        return Adjustment(args, prompt or [], output, self._followers, size, self._device)
+
+    def _vocabulary(self, stop_ids: Sequence[int]) -> Vocabulary:
+        table = self._load_tokenizer().table
+        return Vocabulary(table, self._model.get_vocab_size(), stop_ids)
 
     def _load_tokenizer(self) -> Tokenizer:
         """The model's tokenizer, on the first request that needs words (warm-up makes one)."""

@@ -45,6 +45,8 @@ class VllmSession:
     def __init__(self, core: Core, prompt: TokenIds) -> None:
         self._core = core
         self._ids = list(prompt)
+        self._prompt_length = len(prompt)
+        self._key = core.next_request_id()
         self._turn: AsyncGenerator[Token | TurnEnd] | None = None
         self.steps = 0
 
@@ -64,7 +66,7 @@ class VllmSession:
             return
         request = self._core.llm.generate(
             TokensPrompt(prompt_token_ids=self._ids.copy()),
-            _sampling(params, info, room),
+            _sampling(params, info, room, self._adjustment(params)),
             self._core.next_request_id(),
         )
         self._core.running += 1
@@ -96,7 +98,7 @@ class VllmSession:
                             yield TurnEnd("word")
                             return
                     if last is not None:
-                        yield _turn_end(_token(*last, params.top), params, info)
+                        yield _turn_end(_token(*last, params.top), params, info, word)
                     elif reason is not None:
                         yield TurnEnd("length")
         except EngineDeadError as error:
@@ -105,6 +107,28 @@ class VllmSession:
             self._core.running -= 1
             if not ended:
                 self.steps += 1  # the step that was under way when the request was aborted
+
+    def _adjustment(self, params: TurnParams) -> dict[str, Any]:
+        """What `server.engines.vllm_adjust.Adjustment` is told in the engine's process."""
+        if not params.adjusted:
+            return {}
+        sampling = params.sampling
+        adjust: dict[str, Any] = {
+            "output_from": self._prompt_length,
+            "bias": [list(each) for each in sampling.logit_bias],
+            "not_before": [list(each) for each in params.not_before],
+        }
+        if sampling.penalized:
+            adjust["penalties"] = [
+                sampling.presence_penalty,
+                sampling.frequency_penalty,
+                sampling.repetition_penalty,
+            ]
+        if params.grammar is not None:
+            adjust["grammar"] = params.grammar.source
+            adjust["session"] = self._key
+            adjust["ends"] = list(self._core.info.stop_ids)
+        return {"nudge_adjust": adjust}
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
         if drop:
@@ -125,18 +149,25 @@ def _word(params: TurnParams, info: EngineInfo) -> Word | None:
     return word
 
 
-def _turn_end(last: Token, params: TurnParams, info: EngineInfo) -> TurnEnd:
+def _turn_end(last: Token, params: TurnParams, info: EngineInfo, word: Word | None) -> TurnEnd:
     """What a stop token means: the model's own end, or one that the processor forced.
 
     A sampled word is ended by this side, which sees the tokens, before the processor forces
     anything; a stop token that arrives here was drawn.
     """
     wanted = Token(*last.top[0], last.top)
-    if params.stop_below is not None and last.top_prob < params.stop_below:
-        return TurnEnd("uncertain", wanted)
-    if params.word is not None and params.sampling.greedy and wanted.id not in info.stop_ids:
-        tied = len(last.top) > 1 and last.top[0][1] == last.top[1][1]
-        return TurnEnd("word", None if tied else wanted)
+    if params.stop_below is not None:
+        # With a grammar p1 is not seen here. Base or not, its end and its doubt are one event.
+        doubt = params.grammar is not None and last.id in info.stop_ids
+        if doubt or last.top_prob < params.stop_below:
+            return TurnEnd("uncertain", wanted)
+    if word is not None:
+        drawn = wanted if params.by_argmax else last
+        if drawn.id in params.stop_token_ids and word.push(drawn.id) is Part.BEYOND:
+            return TurnEnd("word", drawn)  # it would have begun the next word
+        if params.by_argmax and wanted.id not in (*info.stop_ids, *params.stop_token_ids):
+            tied = len(last.top) > 1 and last.top[0][1] == last.top[1][1]
+            return TurnEnd("word", None if tied else wanted)
     return TurnEnd("stop", last)
 
 
@@ -145,14 +176,16 @@ def _token(number: int, logprobs: Mapping[int, Any], top: int) -> Token:
     return Token(number, logprobs[number].logprob, tuple(ranked[:top]))
 
 
-def _sampling(params: TurnParams, info: EngineInfo, room: int) -> vllm.SamplingParams:
+def _sampling(
+    params: TurnParams, info: EngineInfo, room: int, adjustment: dict[str, Any]
+) -> vllm.SamplingParams:
     sampling = params.sampling
-    extra: dict[str, Any] = {}
+    extra = dict(adjustment)
     if params.stop_below is not None:
-        extra = {"nudge_below": params.stop_below}
+        extra["nudge_below"] = params.stop_below
     elif params.word is not None:
-        extra = {"nudge_word": list(params.word), "nudge_greedy": sampling.greedy}
-    if extra:
+        extra |= {"nudge_word": list(params.word), "nudge_greedy": params.by_argmax}
+    if params.stop_below is not None or params.word is not None:
         extra["nudge_stop"] = info.stop_ids[0]
     seed = None
     if sampling.seed is not None and not sampling.greedy:
@@ -165,7 +198,7 @@ def _sampling(params: TurnParams, info: EngineInfo, room: int) -> vllm.SamplingP
         min_p=sampling.min_p,
         seed=seed,
         max_tokens=min(params.max_tokens, room),
-        stop_token_ids=list(info.stop_ids),
+        stop_token_ids=[*info.stop_ids, *params.stop_token_ids],
         logprobs=params.top,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
