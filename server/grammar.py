@@ -7,7 +7,7 @@ policy, HTTP.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -50,12 +50,19 @@ class Vocabulary:
 
     Args:
         table: the bytes of each id; empty for those that are no text.
-        size: of the model's logits, which may be more.
+        encode: text to ids. Where only one text can follow, it is written as this does.
+        size: of the model's logits, which may be more than the table.
         stop_ids: what may be drawn where the grammar is satisfied.
     """
 
-    def __init__(self, table: Sequence[bytes], size: int, stop_ids: Sequence[int]) -> None:
-        wrapped = TokenizerWrapper(_Table(list(table), stop_ids[0]))
+    def __init__(
+        self,
+        table: Sequence[bytes],
+        encode: Callable[[str], TokenIds],
+        size: int,
+        stop_ids: Sequence[int],
+    ) -> None:
+        wrapped = TokenizerWrapper(_Table(table, encode, stop_ids[0]))
         self.tokens = LLTokenizer(wrapped, n_vocab=max(size, len(table)), eos_token=list(stop_ids))
 
 
@@ -64,13 +71,16 @@ class _Table:
 
     bos_token_id = None
 
-    def __init__(self, table: list[bytes], eos: int) -> None:
+    def __init__(self, table: Sequence[bytes], encode: Callable[[str], TokenIds], eos: int) -> None:
         self.eos_token_id = eos
-        self.tokens = table
+        self.tokens = list(table)
         self.special_token_ids = [token for token, data in enumerate(table) if not data]
+        self._encode = encode
 
-    def __call__(self, text: bytes | str) -> TokenIds:
-        raise NotImplementedError("grammars are advanced by tokens, not by text")
+    def __call__(self, text: str) -> TokenIds:
+        if not isinstance(text, str):  # so it finds out that bytes are not taken
+            raise TypeError("text, please")
+        return self._encode(text)
 
 
 class Follower:
@@ -122,4 +132,5 @@ def matches(grammar: Grammar, text: str) -> bool:
 @cache
 def _bytes_alone() -> Vocabulary:
     """A vocabulary in which each byte is a token, and 256 is the end."""
-    return Vocabulary([bytes([byte]) for byte in range(256)], 257, (256,))
+    table = [*(bytes([byte]) for byte in range(256)), b""]
+    return Vocabulary(table, lambda text: list(text.encode()), len(table), (256,))

@@ -50,7 +50,9 @@ class ScriptedEngine:
         """For answers with a grammar."""
         if self._vocabulary is None:
             tokenizer = self._info.tokenizer
-            self._vocabulary = Vocabulary(tokenizer.table, tokenizer.size, self._info.stop_ids)
+            self._vocabulary = Vocabulary(
+                tokenizer.table, tokenizer.encode_text, tokenizer.size, self._info.stop_ids
+            )
         return self._vocabulary
 
     @classmethod

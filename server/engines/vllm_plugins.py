@@ -216,8 +216,9 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
         return Adjustment(args, prompt or [], output, self._followers, size, self._device)
 
     def _vocabulary(self, stop_ids: Sequence[int]) -> Vocabulary:
-        table = self._load_tokenizer().table
-        return Vocabulary(table, self._model.get_vocab_size(), stop_ids)
+        tokenizer = self._load_tokenizer()
+        size = self._model.get_vocab_size()
+        return Vocabulary(tokenizer.table, tokenizer.encode_text, size, stop_ids)
 
     def _load_tokenizer(self) -> Tokenizer:
         """The model's tokenizer, on the first request that needs words (warm-up makes one)."""
