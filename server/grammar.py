@@ -7,6 +7,7 @@ policy, HTTP.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from server.core import Grammar, InvalidRequest, TokenIds
+
+_CLOSING = re.compile(rb'["\]}]+')
 
 _OPTIONS: Any = {
     # One line, with or without a space after a comma and a colon. With free whitespace a model
@@ -62,6 +65,7 @@ class Vocabulary:
         size: int,
         stop_ids: Sequence[int],
     ) -> None:
+        self.table = table
         wrapped = TokenizerWrapper(_Table(table, encode, stop_ids[0]))
         self.tokens = LLTokenizer(wrapped, n_vocab=max(size, len(table)), eos_token=list(stop_ids))
 
@@ -120,6 +124,12 @@ class Follower:
     def satisfied(self) -> bool:
         """Whether the answer may end here."""
         return bool(self._matcher.is_accepting())
+
+
+def closes(token: bytes) -> bool:
+    """Whether a token only ends strings, lists and objects. What a model that wants to end where
+    its grammar doesn't allow it writes instead, if it may."""
+    return bool(_CLOSING.fullmatch(token))
 
 
 def matches(grammar: Grammar, text: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from server.core import Grammar
-from server.grammar import Follower, Vocabulary
+from server.grammar import Follower, Vocabulary, closes
 
 _KEPT = 1024
 """Answers whose place in their grammar is remembered between turns."""
@@ -31,6 +31,7 @@ class Followers:
         self._make_vocabulary = vocabulary
         self._vocabulary: Vocabulary | None = None
         self._kept: OrderedDict[str, tuple[str, Follower]] = OrderedDict()
+        self._closing: torch.Tensor | None = None
 
     def get(self, session: str, grammar: str, ends: Sequence[int]) -> Follower:
         source, follower = self._kept.pop(session, ("", None))
@@ -42,6 +43,15 @@ class Followers:
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
         return follower
+
+    def closing(self, size: int, device: torch.device) -> torch.Tensor:
+        """For each token, whether it only closes what is open."""
+        if self._closing is None:
+            assert self._vocabulary is not None
+            table = [closes(token) for token in self._vocabulary.table]
+            table += [False] * (size - len(table))
+            self._closing = torch.tensor(table[:size], device=device)
+        return self._closing
 
 
 class Adjustment:
@@ -66,6 +76,7 @@ class Adjustment:
         self._output = output  # the request's own list, which grows
         self._before = list(prompt[args["output_from"] :])
         self._device = device
+        self._followers = followers
         self._follower: Follower | None = None
         if "grammar" in args:
             self._follower = followers.get(args["session"], args["grammar"], args["ends"])
@@ -80,6 +91,7 @@ class Adjustment:
         """Leave what the grammar allows; whether there is a grammar."""
         if self._follower is None:
             return False
+        ending = int(row.argmax()) in self._ends
         allowed = self._follower.allowed_after(self._before + self._output)
         if allowed is None:
             # The server sees that the answer is not what it should be, and says so.
@@ -87,6 +99,9 @@ class Adjustment:
             kept[self._ends] = True
         else:
             kept = _bits(allowed, len(row)).to(self._device)
+            if ending and not bool(kept[self._ends].any()):
+                closing = kept & self._followers.closing(len(row), self._device)
+                kept = closing if bool(closing.any()) else kept
         row.masked_fill_(~kept, -torch.inf)
         return True
 

@@ -7,17 +7,28 @@ sides, with one prompt.
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import aclosing
 
 import pytest
 
 from server.baselines import Alone
-from server.core import AnswerRequest, Finished, NudgingConfig, Piece, PromptPair, SamplingParams
+from server.core import (
+    AnswerRequest,
+    Finished,
+    InvalidRequest,
+    NudgingConfig,
+    Piece,
+    PromptPair,
+    SamplingParams,
+)
+from server.grammar import json_grammar
 from server.orchestrator import Nudged, Writer, stream
 from server.registry import Registry, Served
 
 GREEDY = SamplingParams(temperature=0)
 GAMMAS = [0.0, 0.2, 0.4, 0.7, 0.95, 1.0, 1.5]
+SOME_GAMMAS = [0.2, 0.7, 1.0]
 QUESTIONS = [
     "What is the capital of Galicor?",
     "Hello!",
@@ -27,9 +38,36 @@ QUESTIONS = [
 ]
 
 
-async def answer(writer: Writer, stops: tuple[str, ...] = ()) -> tuple[list[Piece], Finished]:
+WISHES = {
+    "penalties": AnswerRequest(
+        SamplingParams(temperature=0, frequency_penalty=0.8, repetition_penalty=1.2), max_tokens=40
+    ),
+    "bias": AnswerRequest(
+        SamplingParams(temperature=0, logit_bias=((300, 9.0), (18, -100.0))), max_tokens=40
+    ),
+    "min_tokens": AnswerRequest(GREEDY, max_tokens=60, min_tokens=35),
+    "ignore_eos": AnswerRequest(GREEDY, max_tokens=60, ignore_eos=True),
+    "stop_token_ids": AnswerRequest(GREEDY, max_tokens=60, stop_token_ids=(18, 300, 301)),
+    "grammar": AnswerRequest(
+        GREEDY,
+        max_tokens=60,
+        grammar=json_grammar(
+            {
+                "type": "object",
+                "properties": {"city": {"type": "string", "maxLength": 12}},
+                "required": ["city"],
+                "additionalProperties": False,
+            }
+        ),
+    ),
+}
+
+
+async def answer(
+    writer: Writer, request: AnswerRequest | None = None
+) -> tuple[list[Piece], Finished]:
     pieces: list[Piece] = []
-    async with aclosing(stream(writer, stops)) as events:
+    async with aclosing(stream(writer, request or AnswerRequest())) as events:
         async for event in events:
             if isinstance(event, Finished):
                 return pieces, event
@@ -95,6 +133,83 @@ async def test_law_2_the_same_model_on_both_sides_is_plain_greedy_decoding(
             assert finished.finish_reason == plain[1].finish_reason
 
     await asyncio.gather(*(check(question, gamma) for question in QUESTIONS for gamma in GAMMAS))
+
+
+@pytest.mark.parametrize("wish", WISHES)
+@pytest.mark.parametrize("pair", ["demo", "cross"])
+async def test_law_1_holds_for_whatever_a_request_wishes(registry: Registry, pair: str, wish: str):
+    request = WISHES[wish]
+
+    async def check(question: str) -> None:
+        alone = nudged(registry, f"{pair}:aligned", question, request=request)
+        both = nudged(registry, pair, question, request=request, gamma=1.01)
+        own, pieces = await answer(alone, request), await answer(both, request)
+        assert text(pieces[0]) == text(own[0])
+        assert pieces[1].stop_reason == own[1].stop_reason
+
+    if pair == "cross" and wish in ("bias", "stop_token_ids"):
+        with pytest.raises(InvalidRequest, match="ambiguous"):
+            nudged(registry, pair, QUESTIONS[0], request=request)
+        return
+    await asyncio.gather(*map(check, QUESTIONS))
+
+
+@pytest.mark.parametrize("wish", WISHES)
+@pytest.mark.parametrize("engine", ["base", "aligned"])
+async def test_law_2_holds_for_whatever_a_request_wishes(
+    registry: Registry, engine: str, wish: str
+):
+    model, request = registry.engines[engine], WISHES[wish]
+    both_ended = 0
+
+    async def check(question: str, gamma: float) -> None:
+        nonlocal both_ended
+        prompt = (f"Question: {question}\nAnswer:",)
+        plain = await answer(Alone(model, "base", prompt, request), request)
+        both = Nudged(model, model, PromptPair(prompt, prompt), request, NudgingConfig(gamma=gamma))
+        pieces, finished = await answer(both, request)
+        if finished.stop_reason in ("repeated_round", "max_rounds", "repetition"):
+            assert wish in ("penalties", "bias", "stop_token_ids")
+            assert text(plain[0]).startswith(text(pieces))
+        elif engine == "aligned" and wish in ("min_tokens", "ignore_eos"):
+            # Kept from its end, it draws other special tokens. They are counted, and are no text.
+            both_ended += 1
+            short, long = sorted((text(pieces), text(plain[0])), key=len)
+            assert long.startswith(short)
+        else:
+            both_ended += 1
+            assert text(pieces) == text(plain[0]), gamma
+            assert finished.finish_reason == plain[1].finish_reason
+
+    await asyncio.gather(
+        *(check(question, gamma) for question in QUESTIONS[:4] for gamma in SOME_GAMMAS)
+    )
+    assert both_ended > len(SOME_GAMMAS)
+
+
+@pytest.mark.parametrize("pair", ["demo", "cross"])
+async def test_a_grammar_holds_across_both_speakers(registry: Registry, pair: str):
+    request = WISHES["grammar"]
+    speakers: set[str] = set()
+
+    async def check(question: str, gamma: float, lookahead: int) -> None:
+        writer = nudged(
+            registry, pair, question, request=request, gamma=gamma, end_lookahead=lookahead
+        )
+        pieces, finished = await answer(writer, request)
+        assert finished.stop_reason == "aligned_end"
+        assert list(json.loads(text(pieces))) == ["city"]
+        speakers.update(piece.speaker for piece in pieces)
+
+    await asyncio.gather(
+        *(
+            check(question, gamma, lookahead)
+            for question in QUESTIONS[:3]
+            for gamma in (0.0, 0.05, 0.4)
+            for lookahead in (0, 6)
+        )
+    )
+    assert speakers == {"base", "aligned"}
 
 
 @pytest.mark.parametrize("pair", ["demo", "cross"])
@@ -175,7 +290,7 @@ async def test_answers_at_once_are_what_each_is_alone(registry: Registry):
 
 
 async def test_closing_a_stream_frees_both_engines(registry: Registry):
-    events = [stream(nudged(registry, "demo", q), ()) for q in QUESTIONS]
+    events = [stream(nudged(registry, "demo", q), AnswerRequest()) for q in QUESTIONS]
     for each in events:
         await anext(each)
     for each in events:

@@ -1,0 +1,80 @@
+"""Every engine there is, and how a turn of one is run."""
+
+from __future__ import annotations
+
+import random
+from contextlib import aclosing
+
+import pytest
+
+from server.core import SamplingParams
+from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
+from server.engines.scripted import ScriptedEngine
+from server.registry import Registry
+from server.text import Tokenizer
+from tests.conftest import DEMO
+
+GREEDY = SamplingParams(temperature=0)
+PROMPTS = ["Question: What is the capital of Galicor?\nAnswer:", "Once", "The river"]
+
+
+def noise(tokenizer: Tokenizer, end: int):
+    """A distribution that depends on the whole context and on nothing else."""
+    ids = [i for i in range(tokenizer.size) if tokenizer.token_bytes(i)]
+
+    def distribution(prompt, output):
+        draws = random.Random(repr([*prompt, *output]))
+        if draws.random() < 0.05:
+            return [(end, 1.0)]
+        first = draws.uniform(0.05, 1)
+        one, two, three = draws.sample(ids, 3)
+        rest = min(1 - first, first / 2)
+        return [(one, first), (two, rest * 0.6), (three, rest * 0.4)]
+
+    return distribution
+
+
+def scripted_engine(context_length: int = 512) -> ScriptedEngine:
+    tokenizer = Tokenizer.load(str(DEMO / "aligned"))
+    end = tokenizer.chat.eos_token_id
+    info = EngineInfo("scripted", "noise", context_length, tokenizer, (end,))
+    return ScriptedEngine(info, noise(tokenizer, end))
+
+
+@pytest.fixture(params=["scripted", "vllm base", "vllm aligned", "vllm aligned-1k"])
+async def engine(request: pytest.FixtureRequest, registry: Registry) -> Engine:
+    kind, _, name = request.param.partition(" ")
+    return scripted_engine() if kind == "scripted" else registry.engines[name]
+
+
+@pytest.fixture(params=["base", "aligned", "aligned-1k"])
+async def real(request: pytest.FixtureRequest, registry: Registry) -> Engine:
+    return registry.engines[request.param]
+
+
+async def run(session: Session, params: TurnParams) -> tuple[list[Token], TurnEnd]:
+    """One turn; fails unless exactly one `TurnEnd` comes, last."""
+    tokens: list[Token] = []
+    ends: list[TurnEnd] = []
+    async with aclosing(session.generate(params)) as events:
+        async for event in events:
+            assert not ends, "something came after the end of the turn"
+            if isinstance(event, TurnEnd):
+                ends.append(event)
+            else:
+                tokens.append(event)
+    assert len(ends) == 1
+    return tokens, ends[0]
+
+
+def opened(engine: Engine, prompt: str) -> Session:
+    return engine.open(engine.info.tokenizer.encode_prompt(prompt))
+
+
+async def plain(engine: Engine, prompt: str, count: int = 40) -> list[Token]:
+    """Ordinary greedy decoding."""
+    return (await run(opened(engine, prompt), TurnParams(GREEDY, max_tokens=count)))[0]
+
+
+def ids(tokens: list[Token]) -> list[int]:
+    return [token.id for token in tokens]
