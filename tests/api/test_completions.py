@@ -117,3 +117,33 @@ def test_the_openapi_description_names_the_bodies(live: Server):
     paths = httpx.get(f"{live.url}/openapi.json").json()["paths"]
     schema = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]
     assert "messages" in schema["schema"]["properties"]
+
+
+def test_several_prompts_are_answered_in_order(client: openai.OpenAI):
+    prompts = [PROMPT, "Once"]
+    answer = client.completions.create(
+        model="demo:base", prompt=prompts, n=2, temperature=0, max_tokens=8
+    )
+    alone = [
+        client.completions.create(model="demo:base", prompt=prompt, temperature=0, max_tokens=8)
+        for prompt in prompts
+    ]
+    texts = [each.choices[0].text for each in alone]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in answer.choices] == [texts[0], texts[0], texts[1], texts[1]]
+    assert answer.usage.prompt_tokens == sum(each.usage.prompt_tokens for each in alone)
+    assert answer.usage.completion_tokens == 2 * sum(e.usage.completion_tokens for e in alone)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_puts_the_prompt_in_front(client: openai.OpenAI, stream: bool):
+    def ask(prompt, **fields):
+        fields = {"model": "demo:base", "temperature": 0, "max_tokens": 8} | fields
+        answer = client.completions.create(prompt=prompt, stream=stream, **fields)
+        if not stream:
+            return answer.choices[0].text
+        return "".join(choice.text for chunk in answer for choice in chunk.choices)
+
+    assert ask(PROMPT, echo=True) == PROMPT + ask(PROMPT)
+    assert ask([9, 10, 11], echo=True).endswith(ask([9, 10, 11]))
+    assert ask("Hello!", model="demo", echo=True) == "Hello!" + ask("Hello!", model="demo")
