@@ -92,12 +92,17 @@ class Follower:
     them were taken back."""
 
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        self._matcher = LLMatcher(vocabulary.tokens, grammar.source, log_level=0)
+        self._grammar, self._vocabulary = grammar, vocabulary
+        self._begin()
+
+    def _begin(self) -> None:
+        self._matcher = LLMatcher(self._vocabulary.tokens, self._grammar.source, log_level=0)
         self._read: TokenIds = []
 
     def go_to(self, output: Sequence[int]) -> None:
         """The answer is ``output`` now: what is new is read, and what is gone is undone."""
+        if self.lost:
+            self._begin()
         same = min(len(self._read), len(output))
         if self._read[:same] != list(output[:same]):
             same = next(i for i in range(same) if self._read[i] != output[i])

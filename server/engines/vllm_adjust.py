@@ -35,7 +35,7 @@ class Followers:
 
     def get(self, session: str, grammar: str, ends: Sequence[int]) -> Follower:
         source, follower = self._kept.pop(session, ("", None))
-        if follower is None or source != grammar or follower.lost:
+        if follower is None or source != grammar:
             if self._vocabulary is None:
                 self._vocabulary = self._make_vocabulary(ends)
             follower = Follower(Grammar(grammar), self._vocabulary)

@@ -244,3 +244,32 @@ def test_repeated_blocks_are_found_exactly_where_they_are(head, block, times):
     for token in head + block * times:
         tokens.append(token)
         assert found.repeats(token) == brute_force_repeats(tokens)
+
+
+def test_guards_end_nothing_while_they_are_off():
+    policy = Nudging(NudgingConfig(gamma=0.5, max_rounds=3))
+    policy.guarded = False
+    for _ in range(20):
+        policy.word(" again")
+        policy.base_stopped()
+    assert policy.turn is Turn.ALIGNED
+    policy.word(" x")
+    for number in range(200):  # a block of five, over and over
+        if policy.turn is Turn.ALIGNED:
+            policy.word(" x")
+        policy.base_token(number % 5, 0.9, "b")
+    assert policy.turn is not Turn.DONE
+    policy.guarded = True
+    while policy.turn is Turn.BASE:
+        policy.base_token(1, 0.9, "b")
+    assert policy.stop_reason in ("max_rounds", "repetition")
+
+
+def test_rounds_without_any_text_end_it_even_so():
+    policy = Nudging(NudgingConfig())
+    policy.guarded = False
+    for _ in range(4):
+        assert policy.turn is Turn.ALIGNED
+        policy.word("")
+        policy.base_stopped()
+    assert policy.stop_reason == "repeated_round"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,7 @@ from server.core import (
 )
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
+from server.grammar import json_grammar
 from server.orchestrator import Nudged, stream
 from server.text import Tokenizer
 from tests.conftest import DEMO
@@ -274,3 +276,49 @@ async def test_cancelling_an_answer_frees_both_engines():
     answering.cancel()
     await asyncio.gather(answering, return_exceptions=True)
     assert base.running == aligned.running == 0
+
+
+def token_of(text: str, folder: str = "aligned") -> int:
+    (token,) = Tokenizer.load(str(DEMO / folder)).encode_text(text)
+    return token
+
+
+@pytest.mark.parametrize("lookahead", [0, 3])
+async def test_a_stop_token_ends_the_answer_whoever_draws_it(lookahead: int):
+    text = "A b c. D"
+    request = replace(GREEDY, stop_token_ids=(token_of("."),))
+    for base_says in (0.9, 0.1):  # the base model writes it all, or nothing
+        spans, finished = await told(
+            engine((text, base_says)), engine((text, 0.9)), request, end_lookahead=lookahead
+        )
+        assert "".join(text for _, text in spans) == "A b c"
+        assert (finished.stop_reason, finished.finish_reason) == ("stop_token", "stop")
+
+
+async def test_a_stop_token_that_would_begin_the_next_word_ends_it_there():
+    text = "A b c d"
+    request = replace(GREEDY, stop_token_ids=(token_of(" c"),))
+    spans, finished = await told(engine((text, 0.1)), engine((text, 0.9)), request)
+    assert spans == [("aligned", "A b")]
+    assert finished.stop_reason == "stop_token"
+
+
+async def test_a_stop_string_counts_after_min_tokens_only():
+    text = "a b a b a"
+    request = replace(GREEDY, stop=(" b",), min_tokens=3)
+    spans, finished = await told(engine((text, 0.9)), engine((text, 0.9)), request)
+    assert "".join(text for _, text in spans) == "a b a"
+    assert finished.stop_reason == "stop_string"
+
+
+async def test_an_answer_that_is_not_what_its_grammar_says_is_an_error():
+    request = replace(GREEDY, grammar=json_grammar({"type": "object"}))
+    base, aligned = engine(("{}", 0.9)), engine(("{}", 0.9))
+    _, finished = await told(base, aligned, request)
+    assert finished.stop_reason == "aligned_end"
+    writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, NudgingConfig())
+    aligned.distribution = scripted_text(
+        aligned.info.tokenizer, aligned.info.stop_ids[0], [("no", 1.0)]
+    )
+    with pytest.raises(RuntimeError, match="grammar"):
+        _ = [event async for event in stream(writer, request)]
