@@ -248,7 +248,8 @@ def load(path: Path, **flags: Any) -> Settings:
     """Read a configuration.
 
     Args:
-        path: the YAML file; relative model folders are looked up beside it.
+        path: the YAML file; relative model folders, and the server's keys and certificate, are
+            looked up beside it.
         flags: overrides from the command line, nested by ``__`` as in the environment; None
             means not given.
 
@@ -267,6 +268,10 @@ def load(path: Path, **flags: Any) -> Settings:
         for key in ("model", "tokenizer"):
             if isinstance(engine.get(key), str):
                 engine[key] = _beside(path, engine[key])
+    server = content.get("server")
+    for key in ("api_keys_file", "ssl_certfile", "ssl_keyfile"):
+        if isinstance(server, dict) and isinstance(server.get(key), str):
+            server[key] = str(path.parent / server[key])
 
     class FromFile(Settings):
         @classmethod

@@ -6,6 +6,10 @@ plain-text template. Does not know: engines, HTTP.
 What a user writes is data. Where it spells a control token of the model ("<|im_end|>"), each
 such spelling is set aside as `Literally` before the template sees it, so that it can neither
 become a control token nor steer the template.
+
+A last message that the answer goes on with is rendered as a mark of that kind too. What the
+template puts behind it is cut off, and what it would do to the text (trim it, look into it) can't
+happen.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import jinja2.meta
@@ -27,7 +31,7 @@ DEFAULT_BASE_TEMPLATE = """\
 {% endif %}{% for message in turns %}{% if message.role == "user" %}Question: {{ message.content }}
 {% else %}Answer: {{ message.content }}
 
-{% endif %}{% endfor %}Answer: """
+{% endif %}{% endfor %}{% if add_generation_prompt %}Answer: {% endif %}"""
 """The paper's ``system\\nquestion\\nanswer_start``, extended to several turns. A template that
 ends in a space leaves it to the answer's first word (`server.side`)."""
 
@@ -35,7 +39,12 @@ ends in a space leaves it to the answer's first word (`server.side`)."""
 _OPEN, _CLOSE = "\uf5d0", "\uf5d1"
 _MARK = re.compile(f"{_OPEN}([0-9]{{1,9}}){_CLOSE}")
 
-_VARIABLES = ("system", "turns", "messages", "question")
+_VARIABLES = ("system", "turns", "messages", "question", "add_generation_prompt")
+
+PromptEnd = Literal["open", "closed", "continued"]
+"""How a prompt ends: ``open`` for a new turn of the assistant, with the generation prompt;
+``closed`` after the last message, without it (``add_generation_prompt: false``); or in the very
+text of the last message, which the answer continues (``continue_final_message``)."""
 
 
 class Prompts:
@@ -52,7 +61,7 @@ class Prompts:
         Args:
             template: the base model's Jinja template. It sees ``system`` (text or ""),
                 ``turns`` (the other messages), ``messages`` (all), ``question`` (the last
-                user's text).
+                user's text), ``add_generation_prompt`` (whether the assistant's turn begins).
             chat_template: instead of the aligned model's own.
 
         Raises:
@@ -62,35 +71,54 @@ class Prompts:
         self._aligned_tokenizer = aligned
         self._template = base_template(template)
         self._chat_template = chat_template
+        self._sources = {"the base model's prompt": template or DEFAULT_BASE_TEMPLATE}
         if not (chat_template or aligned.chat.chat_template):
             raise ConfigError(
                 f"the aligned model {aligned.chat.name_or_path!r} has no chat template; name an "
                 "instruct or chat model, or set chat_template in the config"
             )
         try:
-            self._render_aligned([Message("user", "Hello")], {})
+            self._render_aligned([Message("user", "Hello")], {}, True)
         except InvalidRequest as error:
             if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
                 cause = error.__cause__
                 raise ConfigError(f"chat_template, line {cause.lineno}: {cause.message}") from error
+        self._sources["the aligned model's chat"] = aligned.chat.get_chat_template(chat_template)
 
     def render(
-        self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Message],
+        template_kwargs: Mapping[str, Any] | None = None,
+        end: PromptEnd = "open",
     ) -> PromptPair:
-        """Both models' prompts for the assistant's next turn.
+        """Both models' prompts for the assistant's next turn, or for the rest of its last one.
 
-        Raises `InvalidRequest` where the conversation does not fit a template.
+        Raises `InvalidRequest` where the conversation or ``end`` does not fit a template.
         """
+        if end == "closed":
+            self._check_can_close()
+        kwargs = template_kwargs or {}
         return PromptPair(
-            base=self._guarded(self._base_tokenizer, messages, self._render_base),
+            base=self._guarded("base", self._base_tokenizer, messages, end, self._render_base),
             aligned=self._guarded(
+                "aligned",
                 self._aligned_tokenizer,
                 messages,
-                lambda guarded: self._render_aligned(guarded, template_kwargs or {}),
+                end,
+                lambda guarded, opened: self._render_aligned(guarded, kwargs, opened),
             ),
         )
 
-    def _render_base(self, messages: Sequence[Message]) -> str:
+    def _check_can_close(self) -> None:
+        """A template that doesn't ask whether to begin the assistant's turn would begin it."""
+        for which, template in self._sources.items():
+            if "add_generation_prompt" not in template:
+                raise InvalidRequest(
+                    f"{which} template doesn't use 'add_generation_prompt', so it can't be false",
+                    param="add_generation_prompt",
+                )
+
+    def _render_base(self, messages: Sequence[Message], opened: bool) -> str:
         turns = [message for message in messages if message.role != "system"]
         questions = [message.content for message in turns if message.role == "user"]
         try:
@@ -99,6 +127,7 @@ class Prompts:
                 turns=turns,
                 messages=messages,
                 question=questions[-1] if questions else "",
+                add_generation_prompt=opened,
             )
         except jinja2.TemplateError as error:
             raise InvalidRequest(
@@ -106,7 +135,9 @@ class Prompts:
                 param="messages",
             ) from error
 
-    def _render_aligned(self, messages: Sequence[Message], kwargs: Mapping[str, Any]) -> str:
+    def _render_aligned(
+        self, messages: Sequence[Message], kwargs: Mapping[str, Any], opened: bool
+    ) -> str:
         error: Exception
         for attempt in (messages, _without_system(messages)):
             conversation = [{"role": m.role, "content": m.content} for m in attempt]
@@ -115,7 +146,7 @@ class Prompts:
                     conversation,
                     chat_template=self._chat_template,
                     tokenize=False,
-                    add_generation_prompt=True,
+                    add_generation_prompt=opened,
                     **kwargs,
                 )
             except (jinja2.TemplateError, ValueError, TypeError) as caught:
@@ -129,18 +160,32 @@ class Prompts:
 
     @staticmethod
     def _guarded(
+        which: str,
         tokenizer: Tokenizer,
         messages: Sequence[Message],
-        render: Callable[[Sequence[Message]], str],
+        end: PromptEnd,
+        render: Callable[[Sequence[Message], bool], str],
     ) -> PromptText:
         """Render with control tokens that the messages spell out of the way, then put them
-        back as text."""
+        back as text. ``render`` is told whether the assistant's turn begins."""
         spelled: list[str] = []
         guarded = []
         for message in messages:
             content = _set_aside(message.content, tokenizer, spelled)
             guarded.append(replace(message, content=content))
-        text = render(guarded)
+        if end == "continued":
+            *earlier, last = guarded
+            mark = f"{_OPEN}{len(spelled)}{_CLOSE}"
+            head, found, _ = render([*earlier, replace(last, content=mark)], False).rpartition(mark)
+            if not found:
+                raise InvalidRequest(
+                    f"the {which} model's template leaves out the last message, so that it can't "
+                    "be continued",
+                    param="continue_final_message",
+                )
+            text = head.replace(mark, last.content) + last.content
+        else:
+            text = render(guarded, end == "open")
         if not spelled:
             return (text,)
         return _put_back(text, spelled)

@@ -1,7 +1,8 @@
 """Served names, and the engines behind them.
 
-Knows: which engines a configuration starts, in what state each is, and what ``NAME``,
-``NAME:base``, ``NAME:aligned`` and ``NAME@γ`` mean. Does not know: HTTP, OpenAI's schemas.
+Knows: which engines a configuration starts, in what state each is, what ``NAME``, ``NAME:base``,
+``NAME:aligned`` and ``NAME@γ`` mean, and who answers while an engine is dead. Does not know: when
+a dead engine is started again, HTTP, OpenAI's schemas.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,14 +27,24 @@ from server.core import (
     SamplingParams,
     TokenIds,
 )
-from server.engines.base import Engine
+from server.engines.base import Engine, EngineInfo
 from server.orchestrator import Nudged, Writer
-from server.prompts import Prompts
+from server.prompts import PromptEnd, Prompts
 
 Role = Literal["nudged", "base", "aligned"]
 
 Progress = Callable[[str, str, float], None]
 """Called with an engine's name, its state (loading, ready, failed) and the seconds it took."""
+
+Starter = Callable[[str, EngineSettings], Awaitable[Engine]]
+"""Starts the engine of this name; see `start_engine`."""
+
+State = Literal[
+    "loading",
+    "ready",  # every engine lives
+    "degraded",  # one is dead, and yet every model answers, some by the aligned model alone
+    "engine_unavailable",  # one is dead, and so a model can't answer
+]
 
 
 class UnknownModel(NudgeError):
@@ -45,21 +56,32 @@ class Served:
     """What a request's ``model`` names.
 
     name: of the pair. role: who answers. nudging, sampling: the defaults a request starts from.
+    degraded: the aligned model answers alone in the pair's place, for the base engine is dead.
     """
 
     name: str
     role: Role
     nudging: NudgingConfig
     sampling: SamplingParams
+    degraded: bool = False
 
 
 class Registry:
-    """The engines of a configuration and the models served from them."""
+    """The engines of a configuration and the models served from them.
 
-    def __init__(self, settings: Settings) -> None:
+    engines: by name. A dead one stays until another takes its place.
+    restarts: by engine, how often it was started again. degraded_answers: by model, how many were
+    left to its aligned model alone.
+    """
+
+    def __init__(self, settings: Settings, starter: Starter | None = None) -> None:
+        """``starter``: instead of `start_engine`."""
         self.settings = settings
         self.created = int(time.time())
         self.engines: dict[str, Engine] = {}
+        self.restarts = dict.fromkeys(settings.engines, 0)
+        self.degraded_answers = dict.fromkeys(settings.models, 0)
+        self._starter = starter or start_engine
         self.was_ready = False
         self._prompts: dict[str, Prompts] = {}
 
@@ -67,7 +89,28 @@ class Registry:
 
     @property
     def ready(self) -> bool:
+        """Whether everything was loaded. What happened since is in `state`."""
         return len(self._prompts) == len(self.settings.models)
+
+    @property
+    def state(self) -> State:
+        if not self.ready:
+            return "loading"
+        if all(map(self.lives, self.settings.engines)):
+            return "ready"
+        return "degraded" if all(map(self._answers, self.settings.models)) else "engine_unavailable"
+
+    def lives(self, engine: str) -> bool:
+        """Whether the engine of this name is loaded and lives."""
+        return engine in self.engines and self.engines[engine].alive
+
+    def _answers(self, name: str) -> bool:
+        """Whether a request for ``NAME`` that asks for nothing special can be served."""
+        model = self.settings.models[name]
+        return self.lives(model.aligned) and (
+            self.lives(model.base)
+            or (model.degraded == "aligned" and model.nudging.policy != "reference")
+        )
 
     async def start(self, progress: Progress = lambda *_: None) -> None:
         """Start the engines, one after the other, then make the pairs.
@@ -77,15 +120,8 @@ class Registry:
                 closed again.
         """
         try:
-            for name, engine in self.settings.engines.items():
-                began = time.monotonic()
-                progress(name, "loading", 0.0)
-                try:
-                    self.engines[name] = await start_engine(name, engine)
-                except BaseException:
-                    progress(name, "failed", time.monotonic() - began)
-                    raise
-                progress(name, "ready", time.monotonic() - began)
+            for name in self.settings.engines:
+                self.engines[name] = await self._start(name, progress)
             for name, model in self.settings.models.items():
                 base = self.engines[model.base].info.tokenizer
                 aligned = self.engines[model.aligned].info.tokenizer
@@ -95,11 +131,26 @@ class Registry:
             await self.aclose()
             raise
 
-    async def check_health(self) -> None:
-        """Raises `EngineUnavailable` unless every engine is loaded and lives."""
-        self._expect_ready()
-        for engine in self.engines.values():
-            await engine.check_health()
+    async def restart(self, name: str, progress: Progress = lambda *_: None) -> None:
+        """Close what is left of a dead engine, and start it anew in its place.
+
+        Raises:
+            ConfigError, EngineUnavailable: it can't be started; it stays dead.
+        """
+        await self.engines[name].aclose()
+        self.engines[name] = await self._start(name, progress)
+        self.restarts[name] += 1
+
+    async def _start(self, name: str, progress: Progress) -> Engine:
+        began = time.monotonic()
+        progress(name, "loading", 0.0)
+        try:
+            engine = await self._starter(name, self.settings.engines[name])
+        except BaseException:
+            progress(name, "failed", time.monotonic() - began)
+            raise
+        progress(name, "ready", time.monotonic() - began)
+        return engine
 
     async def aclose(self) -> None:
         self._prompts.clear()
@@ -131,23 +182,54 @@ class Registry:
         as_role: Role = "nudged" if not colon else "base" if role == "base" else "aligned"
         return Served(name, as_role, nudging, settings.sampling.params())
 
+    def stand_in(self, served: Served, nudging: NudgingConfig) -> Served:
+        """Who answers now: as asked, or the aligned model alone, ``degraded``, where the base
+        engine is dead and the model's configuration allows that.
+
+        Nothing stands in for the policy ``reference``: whoever asks for it compares.
+        """
+        model = self.settings.models[served.name]
+        if (
+            self.ready
+            and served.role == "nudged"
+            and model.degraded == "aligned"
+            and nudging.policy != "reference"
+            and not self.lives(model.base)
+            and self.lives(model.aligned)
+        ):
+            return replace(served, degraded=True)
+        return served
+
     # -- answers -----------------------------------------------------------------------------
 
     def prompts(
-        self, served: Served, messages: Sequence[Message], kwargs: Mapping[str, Any] | None = None
+        self,
+        served: Served,
+        messages: Sequence[Message],
+        kwargs: Mapping[str, Any] | None = None,
+        end: PromptEnd = "open",
     ) -> PromptPair:
         self._expect_ready()
-        return self._prompts[served.name].render(messages, kwargs)
+        return self._prompts[served.name].render(messages, kwargs, end)
+
+    def info(self, served: Served, role: Literal["base", "aligned"]) -> EngineInfo:
+        """What the engine of a served model says of itself, its tokenizer among it."""
+        self._expect_ready()
+        return self._info(served.name, role)
 
     def writer(
         self, served: Served, prompt: PromptPair, request: AnswerRequest, nudging: NudgingConfig
     ) -> Writer:
         """The writer of one answer to a conversation.
 
-        Raises `EngineUnavailable` while loading, `ContextLengthExceeded`.
+        Raises `EngineUnavailable`, `ContextLengthExceeded`, `InvalidRequest`.
         """
         self._expect_ready()
         self._check_token_ids(served, request)
+        if served.degraded:
+            writer = Alone(self._engine(served.name, "aligned"), "aligned", prompt.aligned, request)
+            self.degraded_answers[served.name] += 1
+            return writer
         if served.role != "nudged":
             text = prompt.base if served.role == "base" else prompt.aligned
             return Alone(self._engine(served.name, served.role), served.role, text, request)
@@ -166,7 +248,7 @@ class Registry:
         roles: Sequence[Literal["base", "aligned"]] = (
             ("base", "aligned") if served.role == "nudged" else (served.role,)
         )
-        tokenizers = [self._engine(served.name, role).info.tokenizer for role in roles]
+        tokenizers = [self._info(served.name, role).tokenizer for role in roles]
         for field, ids in given.items():
             if ids and not tokenizers[0].same_ids_as(tokenizers[-1]):
                 raise InvalidRequest(
@@ -187,7 +269,7 @@ class Registry:
         if isinstance(prompt, str):
             return prompt
         assert served.role != "nudged"
-        return self._engine(served.name, served.role).info.tokenizer.decode(prompt)
+        return self._info(served.name, served.role).tokenizer.decode(prompt)
 
     def continuation(
         self, served: Served, prompt: str | TokenIds, request: AnswerRequest
@@ -213,8 +295,19 @@ class Registry:
         return Alone(engine, served.role, prompt, request)
 
     def _engine(self, name: str, role: Literal["base", "aligned"]) -> Engine:
+        """Raises `EngineUnavailable` where it is dead."""
+        engine = self._engine_name(name, role)
+        if not self.lives(engine):
+            raise EngineUnavailable(f"engine {engine!r} died and is being started again")
+        return self.engines[engine]
+
+    def _info(self, name: str, role: Literal["base", "aligned"]) -> EngineInfo:
+        """What is fixed about an engine outlives it."""
+        return self.engines[self._engine_name(name, role)].info
+
+    def _engine_name(self, name: str, role: Literal["base", "aligned"]) -> str:
         model = self.settings.models[name]
-        return self.engines[model.base if role == "base" else model.aligned]
+        return model.base if role == "base" else model.aligned
 
 
 async def start_engine(name: str, settings: EngineSettings) -> Engine:

@@ -17,8 +17,11 @@ from fastapi.responses import JSONResponse, Response
 
 from server.api import sse
 from server.api.errors import as_api_error
+from server.api.gate import Ticket
+from server.api.limits import check_prompts, take_ticket
 from server.api.protocol import Generation
 from server.api.render import Json, Renderer
+from server.api.watch import Watch, watching
 from server.core import AnswerRequest, Finished, Piece, Usage
 from server.orchestrator import Writer, stream
 
@@ -53,13 +56,23 @@ class Answers:
         """What the whole request cost; each prompt is counted once."""
         return Usage.total([[writer.usage() for writer in writers] for writers in self.writers])
 
-    def events(self) -> AsyncGenerator[tuple[int, Event]]:
+    def events(self, watch: Watch) -> AsyncGenerator[tuple[int, Event]]:
         streams = [stream(writer, self.request) for writer in self.all]
-        return _one(streams[0]) if len(streams) == 1 else merged(streams)
+        return _one(streams[0], watch) if len(streams) == 1 else merged(streams, watch)
 
 
 async def respond(request: Request, answers: Answers, kind: type[Renderer]) -> Response:
     body = answers.body
+    settings = request.app.state.registry.settings.server
+    watch = watching(request)
+    watch.answering(
+        request.app.state.registry.resolve(body.model),
+        answers.request,
+        answers.writers,
+        stream=bool(body.stream),
+    )
+    check_prompts(settings, body, answers.writers)
+    ticket = take_ticket(request, len(answers.all))
     renderer = kind(
         body.model,
         trace=body.trace,
@@ -67,31 +80,36 @@ async def respond(request: Request, answers: Answers, kind: type[Renderer]) -> R
         rewrites=answers.all[0].rewrites,
         top=answers.request.top_logprobs,
     )
-    events = answers.events()
+    watch.named(renderer.id)
+    events = answers.events(watch)
     if not body.stream:
-        whole = await _unless_left(request, _whole(events, answers, renderer))
+        whole = await _unless_left(request, _whole(events, ticket, answers, renderer))
         return Response(status_code=499) if whole is None else JSONResponse(whole)
     # The first event is awaited before the response begins: what fails early has its status.
-    first = await _unless_left(request, _first(events))
+    first = await _unless_left(request, _first(events, ticket))
     if first is None:
         return Response(status_code=499)  # nobody is there to read it
-    settings = request.app.state.registry.settings.server
     return sse.EventStream(
-        _events(first, events, answers, renderer), keep_alive_s=settings.keep_alive_s
+        _events(first, events, ticket, answers, renderer, watch), keep_alive_s=settings.keep_alive_s
     )
 
 
-async def _one(events: AsyncGenerator[Event]) -> AsyncGenerator[tuple[int, Event]]:
+async def _one(events: AsyncGenerator[Event], watch: Watch) -> AsyncGenerator[tuple[int, Event]]:
+    watch.begun()
     async with aclosing(events):
         async for event in events:
+            watch.event(0, event)
             yield 0, event
 
 
-async def merged(streams: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[tuple[int, Event]]:
+async def merged(
+    streams: Sequence[AsyncGenerator[Event]], watch: Watch
+) -> AsyncGenerator[tuple[int, Event]]:
     """The events of several answers as they come, each with its answer's index.
 
     Raises what the first of them to fail raises; then, and when closed, all are closed.
     """
+    watch.begun()
     queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(BUFFERED)
 
     async def pump(index: int, events: AsyncGenerator[Event]) -> None:
@@ -110,6 +128,7 @@ async def merged(streams: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[tup
             if isinstance(event, Exception):
                 raise event
             left -= isinstance(event, Finished)
+            watch.event(index, event)
             yield index, event
     finally:
         for task in pumps:
@@ -117,17 +136,23 @@ async def merged(streams: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[tup
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def _first(events: AsyncGenerator[tuple[int, Event]]) -> tuple[int, Event]:
-    return await anext(events)
+async def _first(events: AsyncGenerator[tuple[int, Event]], ticket: Ticket) -> tuple[int, Event]:
+    async with ticket.limit():
+        await ticket.turn()
+        return await anext(events)
 
 
 async def _whole(
-    events: AsyncGenerator[tuple[int, Event]], answers: Answers, renderer: Renderer
+    events: AsyncGenerator[tuple[int, Event]],
+    ticket: Ticket,
+    answers: Answers,
+    renderer: Renderer,
 ) -> Json:
     count = len(answers.all)
     pieces: list[list[Piece]] = [[] for _ in range(count)]
     ends: list[Finished | None] = [None] * count
-    async with aclosing(events):
+    async with ticket.limit(), aclosing(events):
+        await ticket.turn()
         async for index, event in events:
             if isinstance(event, Finished):
                 ends[index] = event
@@ -146,8 +171,10 @@ async def _whole(
 async def _events(
     first: tuple[int, Event],
     rest: AsyncGenerator[tuple[int, Event]],
+    ticket: Ticket,
     answers: Answers,
     renderer: Renderer,
+    watch: Watch,
 ) -> AsyncGenerator[bytes]:
     """The stream's bytes: chunks, or one lone error where an answer failed, then DONE."""
     writers = answers.all
@@ -155,26 +182,29 @@ async def _events(
     left = len(writers)
     async with aclosing(rest):
         try:
-            for index in range(left):
-                for chunk in renderer.first_chunks(index, answers.echoed(index)):
-                    yield sse.event(chunk)
-            index, event = first
-            while True:
-                usage = writers[index].usage() if running else None
-                if isinstance(event, Piece):
-                    for chunk in renderer.chunks(index, event, usage):
+            async with ticket.limit():
+                for index in range(left):
+                    for chunk in renderer.first_chunks(index, answers.echoed(index)):
                         yield sse.event(chunk)
-                else:
-                    yield sse.event(renderer.last_chunk(index, event, usage))
-                    left -= 1
-                    if not left:
-                        break
-                index, event = await anext(rest)
-            for chunk in renderer.usage_chunks(answers.usage()):
-                yield sse.event(chunk)
+                index, event = first
+                while True:
+                    usage = writers[index].usage() if running else None
+                    if isinstance(event, Piece):
+                        for chunk in renderer.chunks(index, event, usage):
+                            yield sse.event(chunk)
+                    else:
+                        yield sse.event(renderer.last_chunk(index, event, usage))
+                        left -= 1
+                        if not left:
+                            break
+                    index, event = await anext(rest)
+                for chunk in renderer.usage_chunks(answers.usage()):
+                    yield sse.event(chunk)
         except Exception as error:
             # The status is out already, so the stream itself must say it.
-            yield sse.event(as_api_error(error).body)
+            failure = as_api_error(error)
+            watch.failed(failure.body["error"]["code"] or str(failure.status))
+            yield sse.event(failure.body)
         yield sse.DONE
 
 

@@ -11,10 +11,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
-from server import __version__
-from server.api import errors, generation, status, tokens
-from server.api.middleware import Envelope
+from server import __version__, tracing
+from server.api import errors, generation, schemas, status, tokens
+from server.api.access import Access, Keys
+from server.api.gate import Gate, Places
+from server.api.middleware import BodyLimit, Envelope, Failures
+from server.api.watch import Watching
+from server.metrics import Metrics
 from server.registry import Registry
 
 
@@ -25,7 +30,13 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
         registry: what it serves.
         start: starts the registry; runs beside the server, which answers (with 503 where it
             must) while it does.
+
+    Its ``state`` has ``registry``, ``gate`` and ``metrics``. Raises `ConfigError` for wrong
+    API keys, and where traces are to be sent and can't be.
     """
+    settings = registry.settings.server
+    keys = Keys.load(settings)
+    traces = tracing.start(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -36,6 +47,8 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await registry.aclose()
+            if traces is not None:
+                await traces.aclose()
 
     app = FastAPI(
         title="Nudging server",
@@ -45,8 +58,26 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
         redoc_url=None,
     )
     app.state.registry = registry
+    app.state.metrics = Metrics(registry)
+    app.state.gate = Gate(settings)
     errors.install(app)
+    # From the inside out.
+    app.add_middleware(Places)
+    if keys:
+        app.add_middleware(Access, keys=keys)
+    app.add_middleware(Failures)
+    app.add_middleware(BodyLimit, most=int(settings.max_body_bytes))
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("X-Request-Id", "Retry-After"),
+        )
+    app.add_middleware(Watching, metrics=app.state.metrics, tracing=traces)
     app.add_middleware(Envelope)
     for each in (status, generation, tokens):
         app.include_router(each.routes(registry))
+    schemas.install(app)
     return app

@@ -1,39 +1,50 @@
 """Request bodies: bytes to a checked value.
 
-Knows: content types, size limits, how OpenAPI describes a body. Does not know: any route.
+Knows: content types, how OpenAPI describes a body, and that a client may never finish one. Does
+not know: any route, how large a body may be (`server.api.middleware.BodyLimit`).
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
 
+from server.api import errors
 from server.api.errors import ApiError
+from server.api.limits import check_request
+from server.api.protocol import Generation
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read(request: Request, model: type[Body]) -> Body:
-    """The request's body, checked.
+    """The request's body, checked; that of a request for answers also against the limits.
 
-    Raises `ApiError`, ``ValidationError``.
+    Raises `ApiError`, ``ValidationError``, and what `check_request` does.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(400, "the body must be JSON, with Content-Type: application/json")
-    limit = int(request.app.state.registry.settings.server.max_body_bytes)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
-    return model.model_validate_json(bytes(body))
+    limit_s = request.app.state.registry.settings.server.request_timeout_s
+    try:
+        async with asyncio.timeout_at(request.state.arrived + limit_s):
+            body = await request.body()
+    except TimeoutError:
+        raise errors.timed_out(limit_s) from None
+    value = model.model_validate_json(body)
+    if isinstance(value, Generation):
+        check_request(request, value)
+    return value
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI's description of a body that `read` reads."""
+    """OpenAPI's description of a body that `read` reads.
+
+    The schemas that it refers to come along in ``$defs``; `server.api.schemas` puts them where
+    the references say that they are.
+    """
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

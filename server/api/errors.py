@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from server.core import EngineUnavailable, InvalidRequest
 from server.registry import UnknownModel
@@ -44,6 +45,48 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
+def no_key() -> ApiError:
+    """It does not say whether a key was sent, and repeats none."""
+    return ApiError(
+        401,
+        "this server needs an API key that it knows, as 'Authorization: Bearer KEY'",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
+
+
+def too_many(message: str, code: str) -> ApiError:
+    """OpenAI's SDKs raise RateLimitError for it, once they have tried again in vain."""
+    return ApiError(
+        429, message, kind="rate_limit_error", code=code, headers={"Retry-After": RETRY_AFTER_S}
+    )
+
+
+def shutting_down() -> ApiError:
+    return ApiError(
+        503,
+        "the server is shutting down",
+        kind="server_error",
+        code="shutting_down",
+        headers={"Retry-After": RETRY_AFTER_S},
+    )
+
+
+def timed_out(limit_s: float) -> ApiError:
+    """OpenAI's SDKs try 5xx again by themselves; this one would take as long again."""
+    return ApiError(
+        504,
+        f"the answer was not finished within {limit_s:g} s; ask for fewer tokens, or stream",
+        kind="server_error",
+        code="timeout",
+        headers={"x-should-retry": "false"},
+    )
+
+
 def as_api_error(error: Exception) -> ApiError:
     """How any exception is answered. What nobody foresaw is a 500 that says nothing of it."""
     match error:
@@ -65,6 +108,8 @@ def as_api_error(error: Exception) -> ApiError:
             )
         case HTTPException():
             return _http_error(error)
+        case ClientDisconnect():
+            return ApiError(499, "the client left before it had asked")  # nobody reads it
         case _:
             log.exception("internal error", exc_info=error)
             return ApiError(
@@ -73,7 +118,8 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception of an app in the contract's shape."""
+    """Answer what the routes raise in the contract's shape, and FastAPI's own errors too. What
+    nobody foresaw goes on to `server.api.middleware.Failures`."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return as_api_error(error).response()
@@ -81,7 +127,6 @@ def install(app: FastAPI) -> None:
     for kind in (ApiError, ValidationError, InvalidRequest, UnknownModel, EngineUnavailable):
         app.add_exception_handler(kind, handle)
     app.add_exception_handler(HTTPException, handle)
-    app.add_exception_handler(Exception, handle)
 
 
 def _http_error(error: HTTPException) -> ApiError:

@@ -13,35 +13,57 @@ from server.api.body import body_schema, read
 from server.api.errors import ApiError
 from server.api.protocol import ChatRequest, CompletionRequest, Generation, NudgingOptions
 from server.api.render import ChatRenderer, CompletionRenderer
+from server.api.schemas import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    responses,
+)
 from server.core import Message, NudgingConfig, TokenIds
 from server.orchestrator import Writer
 from server.registry import Registry, Served
+
+_FAILURES = (400, 401, 404, 413, 429, 503, 504)
 
 
 def routes(registry: Registry) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", openapi_extra=body_schema(ChatRequest))
+    @router.post(
+        "/v1/chat/completions",
+        openapi_extra=body_schema(ChatRequest),
+        responses=responses(ChatCompletion, *_FAILURES, events=ChatCompletionChunk),
+    )
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions; ``nudging`` in the body says how."""
         body = await read(request, ChatRequest)
         served = registry.resolve(body.model)
         nudging = _nudging(served, body)
-        prompt = registry.prompts(served, body.conversation(), body.chat_template_kwargs)
+        served = registry.stand_in(served, nudging)
+        prompt = registry.prompts(
+            served, body.conversation(), body.chat_template_kwargs, body.prompt_end
+        )
         answer = body.answer_request(served.sampling)
         writers = [
             registry.writer(served, prompt, answer.sample(number), nudging)
             for number in range(body.samples)
         ]
-        return await respond(request, Answers(body, answer, [writers]), ChatRenderer)
+        response = await respond(request, Answers(body, answer, [writers]), ChatRenderer)
+        return _flagged(response, served)
 
-    @router.post("/v1/completions", openapi_extra=body_schema(CompletionRequest))
+    @router.post(
+        "/v1/completions",
+        openapi_extra=body_schema(CompletionRequest),
+        responses=responses(Completion, *_FAILURES, events=CompletionChunk),
+    )
     async def completions(request: Request) -> Response:
         """OpenAI's completions: the raw prompt continued by ``NAME:base`` or ``NAME:aligned``;
         for ``NAME`` the prompt is the user's only message."""
         body = await read(request, CompletionRequest)
         served = registry.resolve(body.model)
         nudging = _nudging(served, body)
+        served = registry.stand_in(served, nudging)
         answer = body.answer_request(served.sampling)
 
         def writer(prompt: str | TokenIds, number: int) -> Writer:
@@ -62,9 +84,17 @@ def routes(registry: Registry) -> APIRouter:
             [writer(prompt, number) for number in range(body.samples)] for prompt in body.prompts
         ]
         echo = [registry.echo(served, prompt) for prompt in body.prompts] if body.echo else None
-        return await respond(request, Answers(body, answer, writers, echo), CompletionRenderer)
+        response = await respond(request, Answers(body, answer, writers, echo), CompletionRenderer)
+        return _flagged(response, served)
 
     return router
+
+
+def _flagged(response: Response, served: Served) -> Response:
+    """Says so where the aligned model alone answered in the pair's place."""
+    if served.degraded:
+        response.headers["X-Nudge-Degraded"] = "aligned"
+    return response
 
 
 def _nudging(served: Served, body: Generation) -> NudgingConfig:

@@ -7,14 +7,24 @@ completions and completions; vLLM's server for the sampling fields that OpenAI l
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
-from server.core import AnswerRequest, Grammar, Message, NudgingConfig, SamplingParams
+from server.api.conversation import (
+    Conversation,
+    ModelName,
+    Neutral,
+    Strict,
+    TokenId,
+    empty,
+    only,
+    refuse,
+    refuse_tools,
+    refused,
+)
+from server.core import AnswerRequest, Grammar, NudgingConfig, SamplingParams
 from server.grammar import json_grammar
 
 MAX_STOPS = 4
@@ -23,9 +33,20 @@ MAX_TOP_LOGPROBS = 20
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIdText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 """JSON has no other keys than strings."""
+
+
+def _described(**schema: Any) -> Any:
+    """What a validator below holds a field to, for OpenAPI. The type itself doesn't say it,
+    because an error would then name an alternative of a union rather than the field."""
+    return Field(json_schema_extra=schema)
+
+
+Item = TypeVar("Item")
+Text = Annotated[str, _described(minLength=1)]
+Full = Annotated[list[Item], _described(minItems=1)]
+Biases = Annotated[dict[TokenIdText, Bias], _described(additionalProperties=False)]
 
 _SAMPLING = (
     "temperature",
@@ -40,46 +61,20 @@ _SAMPLING = (
 """Fields with the same name here and in `SamplingParams`."""
 
 
-class _Request(BaseModel):
-    # Unknown fields are ignored, as OpenAI-compatible servers do: UIs send their own.
-    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
-
-
-class TextPart(_Request):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(_Request):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(part.text for part in self.content)
-
-    def message(self) -> Message:
-        # OpenAI: `developer` is the newer name of `system`.
-        return Message("system" if self.role == "developer" else self.role, self.text)
-
-
-class StreamOptions(_Request):
+class StreamOptions(Strict):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class TextFormat(_Request):
+class TextFormat(Strict):
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Request):
+class JsonObjectFormat(Strict):
     type: Literal["json_object"]
 
 
-class NamedSchema(_Request):
+class NamedSchema(Strict):
     """``strict`` is accepted either way: the answer follows the schema in any case."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
@@ -88,7 +83,7 @@ class NamedSchema(_Request):
     strict: bool | None = None
 
 
-class JsonSchemaFormat(_Request):
+class JsonSchemaFormat(Strict):
     type: Literal["json_schema"]
     json_schema: NamedSchema
 
@@ -115,43 +110,30 @@ class NudgingOptions(BaseModel):
         return set(self.model_dump(exclude={"trace"}, exclude_none=True))
 
 
-def _empty(value: Any) -> bool:
-    return value in (None, [], {}, "", False)
-
-
-def _only(*neutral: Any) -> Callable[[Any], bool]:
-    return lambda value: value is None or value in neutral
-
-
 # What isn't served and would change the answer: the values that ask for nothing.
-_NOT_SERVED: dict[str, Callable[[Any], bool]] = {
-    "functions": _empty,
-    "function_call": _only("none"),
-    "modalities": _only(["text"]),
-    "audio": _empty,
-    "suffix": _empty,
-    "prompt_logprobs": _empty,
-    "guided_json": _empty,
-    "guided_regex": _empty,
-    "guided_choice": _empty,
-    "guided_grammar": _empty,
-    "structured_outputs": _empty,
-    "bad_words": _empty,
-    "allowed_token_ids": _empty,
-    "use_beam_search": _empty,
-    "truncate_prompt_tokens": _empty,
+_NOT_SERVED: dict[str, Neutral] = {
+    "functions": empty,
+    "function_call": only("none"),
+    "modalities": only(["text"]),
+    "audio": empty,
+    "suffix": empty,
+    "prompt_logprobs": empty,
+    "guided_json": empty,
+    "guided_regex": empty,
+    "guided_choice": empty,
+    "guided_grammar": empty,
+    "structured_outputs": empty,
+    "bad_words": empty,
+    "allowed_token_ids": empty,
+    "use_beam_search": empty,
+    "truncate_prompt_tokens": empty,
 }
 
 
-def _refused(param: str, message: str) -> PydanticCustomError:
-    """A refusal that names its field, also where pydantic reports a whole model."""
-    return PydanticCustomError("refused", "{message}", {"param": param, "message": message})
-
-
-class Generation(_Request):
+class Generation(Strict):
     """What both completion routes share."""
 
-    model: Annotated[str, Field(min_length=1)]
+    model: ModelName
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
@@ -163,10 +145,10 @@ class Generation(_Request):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
-    logit_bias: dict[TokenIdText, Bias] | None = None
+    logit_bias: Biases | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
-    stop: str | list[str] | None = None
+    stop: Text | Annotated[list[Text], _described(maxItems=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = Field(
         None, discriminator="type"
@@ -178,14 +160,7 @@ class Generation(_Request):
     @model_validator(mode="before")
     @classmethod
     def _not_served(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for name, neutral in _NOT_SERVED.items():
-            if name in data and not neutral(data[name]):
-                raise _refused(name, f"{name!r} is not supported")
-        if not _empty(data.get("tools")) and data.get("tool_choice") != "none":
-            raise _refused("tools", "'tools' are not supported, unless 'tool_choice' is 'none'")
-        return data
+        return refuse_tools(refuse(data, _NOT_SERVED))
 
     @field_validator("stop")
     @classmethod
@@ -200,12 +175,12 @@ class Generation(_Request):
     @model_validator(mode="after")
     def _fits_together(self) -> Generation:
         if self.stream_options is not None and not self.stream:
-            raise _refused("stream_options", "'stream_options' needs 'stream': true")
+            raise refused("stream_options", "'stream_options' needs 'stream': true")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise _refused("best_of", "'best_of' other than 'n' is not supported")
+            raise refused("best_of", "'best_of' other than 'n' is not supported")
         most = self._max_tokens()
         if most is not None and (self.min_tokens or 0) > most:
-            raise _refused("min_tokens", "'min_tokens' is more than the answer may have")
+            raise refused("min_tokens", "'min_tokens' is more than the answer may have")
         return self
 
     @property
@@ -276,40 +251,23 @@ class Generation(_Request):
         return None
 
 
-class ChatRequest(Generation):
+class ChatRequest(Conversation, Generation):
     """``POST /v1/chat/completions``"""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
 
-    @field_validator("chat_template_kwargs")
+    @model_validator(mode="before")
     @classmethod
-    def _own_kwargs(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
-        # These are the server's own arguments of the template call.
-        for name in (
-            "tokenize",
-            "add_generation_prompt",
-            "chat_template",
-            "conversation",
-            "continue_final_message",
-        ):
-            if name in (kwargs or {}):
-                raise ValueError(f"{name!r} can't be set here")
-        return kwargs
+    def _not_for_chat(cls, data: Any) -> Any:
+        return refuse(data, {"echo": empty}, "is not supported for chats")
 
     @model_validator(mode="after")
     def _logprobs_asked(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
-            raise _refused("top_logprobs", "'top_logprobs' needs 'logprobs': true")
+            raise refused("top_logprobs", "'top_logprobs' needs 'logprobs': true")
         return self
-
-    def conversation(self) -> list[Message]:
-        return [message.message() for message in self.messages]
 
     def _max_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -321,7 +279,7 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """``POST /v1/completions``"""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: Text | Full[TokenId] | Full[Text] | Full[Full[TokenId]]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
@@ -335,7 +293,7 @@ class CompletionRequest(Generation):
     @model_validator(mode="after")
     def _no_prompt_logprobs(self) -> CompletionRequest:
         if self.echo and self.logprobs is not None:
-            raise _refused("echo", "'echo' together with 'logprobs' is not supported")
+            raise refused("echo", "'echo' together with 'logprobs' is not supported")
         return self
 
     @property
@@ -352,11 +310,3 @@ class CompletionRequest(Generation):
 
     def _top_logprobs(self) -> int | None:
         return self.logprobs
-
-
-class TemplateRequest(_Request):
-    """``POST /apply-template``"""
-
-    model: Annotated[str, Field(min_length=1)]
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    chat_template_kwargs: dict[str, Any] | None = None

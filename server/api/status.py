@@ -7,52 +7,64 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from server import __version__
 from server.api import errors
-from server.core import EngineUnavailable
-from server.metrics import collector
+from server.api.schemas import (
+    Health,
+    ModelCard,
+    ModelList,
+    NotReady,
+    Ready,
+    Version,
+    responses,
+)
+from server.metrics import Metrics
 from server.registry import Registry
 
 
 def routes(registry: Registry) -> APIRouter:
     router = APIRouter()
-    metrics = collector(registry)
 
-    @router.get("/health")
+    @router.get("/health", response_model=None, responses=responses(Health))
     async def health() -> dict[str, str]:
         """Liveness: the process answers."""
         return {"status": "ok"}
 
-    @router.get("/ready")
-    async def ready() -> Response:
-        """Readiness: every engine is loaded and alive."""
-        try:
-            await registry.check_health()
-        except EngineUnavailable as error:
-            status = "loading" if error.loading else "engine_unavailable"
-            return JSONResponse({"status": status}, 503, {"Retry-After": errors.RETRY_AFTER_S})
-        return JSONResponse({"status": "ready"})
+    @router.get("/ready", responses=responses(Ready, not_ready=NotReady))
+    async def ready(request: Request) -> Response:
+        """Readiness: every model can answer, if need be by its aligned engine alone, and new
+        requests are let in."""
+        if request.app.state.gate.draining:
+            refused = errors.shutting_down()
+            return JSONResponse({"status": "shutting_down"}, refused.status, refused.headers)
+        state = registry.state
+        if state in ("ready", "degraded"):
+            return JSONResponse({"status": state})
+        return JSONResponse({"status": state}, 503, {"Retry-After": errors.RETRY_AFTER_S})
 
-    @router.get("/version")
+    @router.get("/version", response_model=None, responses=responses(Version))
     async def version() -> dict[str, str]:
         """The server's version."""
         return {"version": __version__}
 
-    @router.get("/metrics")
-    async def prometheus() -> Response:
+    @router.get("/metrics", response_class=PlainTextResponse, responses=responses(None))
+    async def prometheus(request: Request) -> Response:
         """Prometheus metrics."""
-        return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)
+        metrics: Metrics = request.app.state.metrics
+        return Response(generate_latest(metrics.collected), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", response_model=None, responses=responses(ModelList, 401))
     async def models() -> dict[str, Any]:
         """Every served name, also while the engines load."""
         return {"object": "list", "data": [_card(name, registry) for name in registry.names()]}
 
-    @router.get("/v1/models/{model:path}")
+    @router.get(
+        "/v1/models/{model:path}", response_model=None, responses=responses(ModelCard, 401, 404)
+    )
     async def model(model: str) -> dict[str, Any]:
         """One served name."""
         registry.resolve(model)

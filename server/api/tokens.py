@@ -1,28 +1,142 @@
-"""The routes that show what the models read.
+"""The routes that show what the models read: as text, and as tokens.
 
-Knows: prompts and tokenizers. Does not know: how an answer is written.
+Knows: prompts and tokenizers. Does not know: how an answer is written. Source: vLLM's server for
+the shapes of /tokenize and /detokenize.
 """
 
 from __future__ import annotations
 
+import asyncio
+from typing import Literal
+
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
 
 from server.api.body import body_schema, read
-from server.api.protocol import TemplateRequest
-from server.core import joined
-from server.registry import Registry
+from server.api.conversation import (
+    Conversation,
+    DetokenizeRequest,
+    TemplateRequest,
+    TokenizeMessages,
+    TokenizePrompt,
+    TokenizeRequest,
+)
+from server.api.schemas import Detokenized, Templated, Tokenized, responses
+from server.core import InvalidRequest, PromptPair, TokenIds, joined
+from server.registry import Registry, Served
+from server.side import _without_trailing_spaces
+from server.text import Tokenizer
+
+_FAILURES = (400, 401, 404, 413, 503, 504)
 
 
 def routes(registry: Registry) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/apply-template", openapi_extra=body_schema(TemplateRequest))
-    async def apply_template(request: Request) -> dict[str, str]:
+    def prompts(served: Served, body: Conversation) -> PromptPair:
+        messages = body.conversation()
+        return registry.prompts(served, messages, body.chat_template_kwargs, body.prompt_end)
+
+    # A body may be megabytes of text: whatever grows with it is done beside the event loop.
+
+    @router.post(
+        "/apply-template",
+        openapi_extra=body_schema(TemplateRequest),
+        responses=responses(Templated, *_FAILURES),
+    )
+    async def apply_template(request: Request) -> Response:
         """The text that each model reads for a conversation."""
         body = await read(request, TemplateRequest)
         served = registry.resolve(body.model)
-        messages = [message.message() for message in body.messages]
-        pair = registry.prompts(served, messages, body.chat_template_kwargs)
-        return {"base": joined(pair.base), "aligned": joined(pair.aligned)}
+
+        def respond() -> Response:
+            pair = prompts(served, body)
+            return JSONResponse({"base": joined(pair.base), "aligned": joined(pair.aligned)})
+
+        return await asyncio.to_thread(respond)
+
+    @router.post(
+        "/tokenize",
+        openapi_extra=body_schema(TokenizeRequest),
+        responses=responses(Tokenized, *_FAILURES),
+    )
+    async def tokenize(request: Request) -> Response:
+        """The tokens of a text, or those that a model reads for a conversation; of ``NAME`` the
+        base model's, which ``usage.prompt_tokens`` counts."""
+        body = (await read(request, TokenizeRequest)).root
+        served = registry.resolve(body.model)
+        role: Literal["base", "aligned"] = "aligned" if served.role == "aligned" else "base"
+        info = registry.info(served, role)
+
+        def respond() -> Response:
+            if isinstance(body, TokenizeMessages):
+                pair = prompts(served, body)
+                # As `server.side` does it: an answer's first token brings these spaces along.
+                prompt, _ = _without_trailing_spaces(getattr(pair, role))
+                tokens = info.tokenizer.encode_prompt(prompt)
+            else:
+                tokens = _encoded(info.tokenizer, body)
+            strings = info.tokenizer.chat.convert_ids_to_tokens(tokens)
+            return JSONResponse(
+                {
+                    "count": len(tokens),
+                    "max_model_len": info.context_length,
+                    "tokens": tokens,
+                    "token_strs": strings if body.return_token_strs else None,
+                }
+            )
+
+        return await asyncio.to_thread(respond)
+
+    @router.post(
+        "/detokenize",
+        openapi_extra=body_schema(DetokenizeRequest),
+        responses=responses(Detokenized, *_FAILURES),
+    )
+    async def detokenize(request: Request) -> Response:
+        """The text of tokens, special ones spelled out."""
+        body = await read(request, DetokenizeRequest)
+        served = registry.resolve(body.model)
+        tokenizer = _only_tokenizer(registry, served)
+
+        def respond() -> Response:
+            unknown = sum(token >= tokenizer.size for token in body.tokens)
+            if unknown:
+                raise InvalidRequest(
+                    f"{unknown} of the token ids are not in the vocabulary of {tokenizer.size} "
+                    "tokens",
+                    param="tokens",
+                )
+            text = tokenizer.chat.decode(
+                body.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+            return JSONResponse({"prompt": text})
+
+        return await asyncio.to_thread(respond)
 
     return router
+
+
+def _encoded(tokenizer: Tokenizer, body: TokenizePrompt) -> TokenIds:
+    # As `Tokenizer.encode_prompt`, but as a batch: only so does the library let other threads
+    # run meanwhile, and a megabyte takes a second.
+    backend = tokenizer.chat.backend_tokenizer
+    ids: TokenIds = backend.encode_batch_fast([body.prompt], add_special_tokens=False)[0].ids
+    added = tokenizer.encode_prompt("")
+    if body.add_special_tokens is False or ids[: len(added)] == added:
+        return ids
+    return added + ids
+
+
+def _only_tokenizer(registry: Registry, served: Served) -> Tokenizer:
+    """The tokenizer that a served name means. Raises `InvalidRequest` where it means two."""
+    if served.role != "nudged":
+        return registry.info(served, served.role).tokenizer
+    base = registry.info(served, "base").tokenizer
+    if not base.same_ids_as(registry.info(served, "aligned").tokenizer):
+        raise InvalidRequest(
+            f"the two models of {served.name!r} have different vocabularies, so token ids are "
+            f"ambiguous; ask {served.name}:base or {served.name}:aligned",
+            param="model",
+        )
+    return base

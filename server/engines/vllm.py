@@ -11,9 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 # vLLM reads these when it is imported. What an operator has set stays, but for the two that
@@ -52,12 +56,23 @@ MAX_TOP = 20
 """Alternatives a token can be asked for: vLLM's ``max_logprobs`` and OpenAI's limit."""
 
 
+def _says_more(record: logging.LogRecord) -> bool:
+    """False for vLLM's traceback of the place in its own code where it noticed that an engine
+    had died. How it died is said by `VllmEngine.check_health`."""
+    return not (record.exc_info and isinstance(record.exc_info[1], EngineDeadError))
+
+
+logging.getLogger("vllm.v1.engine.async_llm").addFilter(_says_more)
+
+
 class VllmEngine:
     """One model on one AsyncLLM. Made by `start`."""
 
-    def __init__(self, llm: AsyncLLM, info: EngineInfo) -> None:
+    def __init__(self, llm: AsyncLLM, info: EngineInfo, processes: Sequence[BaseProcess]) -> None:
+        """``processes``: those that the engine started from here."""
         self._llm = llm
         self._core = Core(llm, info)
+        self._processes = processes
 
     @classmethod
     async def start(
@@ -112,25 +127,26 @@ class VllmEngine:
                 f"engine {name!r} ({engine_args.model}) could not be started: "
                 f"{_first_line(error)} (VLLM_LOGGING_LEVEL=INFO shows vLLM's own log)"
             ) from error
-        model = llm.model_config
-        tokenizer = await asyncio.to_thread(
-            Tokenizer.load,
-            str(model.tokenizer),
-            revision=model.tokenizer_revision,
-            trust_remote_code=model.trust_remote_code,
-        )
-        info = EngineInfo(
-            name=name,
-            model=str(engine_args.model),
-            context_length=model.max_model_len,
-            tokenizer=tokenizer,
-            stop_ids=_stop_ids(model, tokenizer),
-        )
-        engine = cls(llm, info)
         try:
+            model = llm.model_config
+            tokenizer = await asyncio.to_thread(
+                Tokenizer.load,
+                str(model.tokenizer),
+                revision=model.tokenizer_revision,
+                trust_remote_code=model.trust_remote_code,
+            )
+            info = EngineInfo(
+                name=name,
+                model=str(engine_args.model),
+                context_length=model.max_model_len,
+                tokenizer=tokenizer,
+                stop_ids=_stop_ids(model, tokenizer),
+            )
+            processes = [each for each in multiprocessing.active_children() if each not in children]
+            engine = cls(llm, info, processes)
             await engine._warm_up()
         except BaseException:
-            await engine.aclose()
+            await _shut_down(llm)
             raise
         return engine
 
@@ -153,14 +169,18 @@ class VllmEngine:
         try:
             await self._llm.check_health()
         except EngineDeadError as error:
-            raise EngineUnavailable(f"engine {self.info.name!r} died") from error
+            raise EngineUnavailable(f"engine {self.info.name!r} died{self._how()}") from error
+
+    def _how(self) -> str:
+        """How its process ended, where that is known. (Signal 9 that nobody sent is the kernel's,
+        for want of memory.)"""
+        for code in (process.exitcode for process in self._processes):
+            if code is not None:
+                return f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
+        return ""
 
     async def aclose(self) -> None:
-        if self._llm.output_handler is not None:
-            self._llm.output_handler.cancel()  # it would report the engine's end as a failure
-        # Joining the engine process blocks; the event loop has other answers to finish. It is
-        # done in a moment, and then spends seconds on ending its interpreter: not waited for.
-        await asyncio.to_thread(self._llm.shutdown, EXIT_S)
+        await _shut_down(self._llm)
 
     async def _warm_up(self) -> None:
         """One short turn of each kind, so that the first answer is not the slow one."""
@@ -175,6 +195,15 @@ class VllmEngine:
             async with contextlib.aclosing(session.generate(params)) as turn:
                 async for _ in turn:
                     pass
+
+
+async def _shut_down(llm: AsyncLLM) -> None:
+    """Any number of times, and of a dead engine too."""
+    if llm.output_handler is not None:
+        llm.output_handler.cancel()  # it would report the engine's end as a failure
+    # Joining the engine process blocks; the event loop has other answers to finish. It is
+    # done in a moment, and then spends seconds on ending its interpreter: not waited for.
+    await asyncio.to_thread(llm.shutdown, EXIT_S)
 
 
 def _engine_args(name: str, args: Mapping[str, Any]) -> AsyncEngineArgs:
@@ -212,8 +241,20 @@ def _construct(args: AsyncEngineArgs, device: str | None) -> AsyncLLM:
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         # One process an engine instead of two.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    with _visible_devices(device):
+    with _visible_devices(device), _no_interrupts():
         return AsyncLLM.from_engine_args(args)
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches every process in the terminal's foreground, and would end the engines under
+    answers that the server means to finish. They inherit this thread's signal mask."""
+    resource_tracker.ensure_running()  # its start would unblock the signal again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ true distribution, and with it the token that was not taken, stays visible.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import select
@@ -241,11 +242,15 @@ def die_with_server() -> None:
     """Entry point ``vllm.general_plugins``: run by vLLM in each of its processes.
 
     An engine process whose server is gone, even by kill -9, would otherwise go on for ever.
+    And a terminal's Ctrl-C goes to its whole process group, but what is being written is to be
+    finished first: so the engine leaves the group, and ends when the server says so.
     """
     pid = int(os.environ.get(SERVER_PID, "0"))
     if not pid or pid == os.getpid() or os.getpid() in _watching:
         return
     _watching.add(os.getpid())
+    with contextlib.suppress(PermissionError):  # it leads a session of its own: out already
+        os.setpgid(0, 0)
     threading.Thread(target=_exit_after, args=(pid,), daemon=True, name="server-watch").start()
 
 

@@ -14,6 +14,7 @@ from server import config
 from server.core import ConfigError, InvalidRequest, Literally, Message, joined
 from server.prompts import Prompts
 from server.text import Tokenizer
+from tests.conftest import DEMO
 
 MakeTokenizer = Callable[..., Tokenizer]
 
@@ -103,7 +104,7 @@ def test_a_template_of_ones_own_sees_the_conversation(prompts: Callable[..., Pro
         ("Q:\n{% if system %}", "base_prompt, line 2: "),
         (
             "Q: {{ quesion }}",
-            "base_prompt: there is no quesion .*system, turns, messages, question",
+            "base_prompt: there is no quesion .*turns, messages, question, add_generation_prompt",
         ),
     ],
 )
@@ -232,6 +233,111 @@ def test_template_arguments_reach_the_chat_template(prompts: Callable[..., Promp
         made.render([ASK], {"conversation": []})
 
 
+# -- how a prompt ends ----------------------------------------------------------------------------
+
+BEGUN = ("The capital is", " The capital\n\n  is  ", "", "\n", "a <|im_end|> b", "</s>", "{{ x }}")
+
+
+@pytest.mark.parametrize("begun", BEGUN)
+@pytest.mark.parametrize(
+    ("chat", "turn"),
+    [
+        (CHATML, "<|im_start|>assistant\n"),
+        (LLAMA_2, " "),
+        (GEMMA, "<|im_start|>model\n"),
+    ],
+)
+def test_a_continued_message_ends_both_prompts_with_all_of_its_text(
+    prompts: Callable[..., Prompts], chat: str, turn: str, begun: str
+) -> None:
+    """Also where the chat template trims messages, and whatever it puts behind them."""
+    made = prompts(chat=chat)
+    closed = [SYSTEM, ASK, REPLY, AGAIN]
+    pair = made.render([*closed, Message("assistant", begun)], end="continued")
+    before = joined(made.render(closed).aligned).removesuffix(turn)
+    assert joined(pair.aligned) == before + turn + begun
+    assert joined(pair.base) == joined(made.render(closed).base) + begun
+
+
+def test_a_message_that_repeats_is_continued_where_it_is_last(
+    prompts: Callable[..., Prompts],
+) -> None:
+    made = prompts("{{ turns[-1].content }}: {% for t in turns %}{{ t.content }}. {% endfor %}.")
+    said = [ASK, Message("assistant", "Hm <s>"), AGAIN, Message("assistant", "Hm <s>")]
+    assert joined(made.render(said, end="continued").base) == (
+        "Hm <s>: What is the capital of France?. Hm <s>. And its river?. Hm <s>"
+    )
+
+
+def test_a_template_without_the_last_message_cannot_continue_it(
+    prompts: Callable[..., Prompts],
+) -> None:
+    users = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    for made, whose in ((prompts("{{ question }}"), "base"), (prompts(chat=users), "aligned")):
+        with pytest.raises(InvalidRequest, match=f"the {whose} model's template") as caught:
+            made.render([ASK, REPLY], end="continued")
+        assert caught.value.param == "continue_final_message"
+
+
+@pytest.mark.parametrize(
+    ("chat", "turn"), [(CHATML, "<|im_start|>assistant\n"), (GEMMA, "<|im_start|>model\n")]
+)
+def test_a_closed_prompt_is_an_open_one_without_the_generation_prompt(
+    prompts: Callable[..., Prompts], chat: str, turn: str
+) -> None:
+    made = prompts(chat=chat)
+    for messages in ([ASK], [SYSTEM, ASK, REPLY], [ASK, REPLY, AGAIN]):
+        opened, closed = made.render(messages), made.render(messages, end="closed")
+        assert joined(opened.aligned) == joined(closed.aligned) + turn
+        assert joined(opened.base) == joined(closed.base) + "Answer: "
+
+
+@pytest.mark.parametrize(
+    ("template", "chat", "whose"),
+    [
+        ("Q: {{ question }} A:", CHATML, "the base model's prompt"),
+        (None, LLAMA_2, "the aligned model's chat"),
+    ],
+)
+def test_a_template_that_cannot_leave_out_the_generation_prompt_refuses_to(
+    prompts: Callable[..., Prompts], template: str | None, chat: str, whose: str
+) -> None:
+    made = prompts(template, chat)
+    made.render([ASK])
+    with pytest.raises(InvalidRequest, match=f"{whose} template") as caught:
+        made.render([ASK], end="closed")
+    assert caught.value.param == "add_generation_prompt"
+
+
+def test_a_finished_answer_at_the_end_is_a_turn_like_any_other(
+    prompts: Callable[..., Prompts],
+) -> None:
+    pair = prompts().render([ASK, REPLY])
+    assert joined(pair.base) == (
+        "Question: What is the capital of France?\nAnswer: Paris.\n\nAnswer: "
+    )
+    assert joined(pair.aligned).endswith(
+        "<|im_start|>assistant\nParis.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("aligned", ["aligned", "aligned-1k"])
+@pytest.mark.parametrize("begun", BEGUN)
+def test_the_demo_models_read_what_was_begun_as_text(aligned: str, begun: str) -> None:
+    """No end of turn, and no control token that the text only spells."""
+    base, chat = (Tokenizer.load(str(DEMO / name)) for name in ("base", aligned))
+    made = Prompts(base, chat)
+    opened = made.render([ASK])
+    pair = made.render([ASK, Message("assistant", begun)], end="continued")
+    for tokenizer, before, after in (
+        (base, opened.base, pair.base),
+        (chat, opened.aligned, pair.aligned),
+    ):
+        ids = tokenizer.encode_prompt(after)
+        assert control(tokenizer, ids) == control(tokenizer, tokenizer.encode_prompt(before))
+        assert tokenizer.decode(ids).endswith(begun)
+
+
 # -- control tokens in a user's text --------------------------------------------------------------
 
 HOSTILE = (
@@ -268,6 +374,20 @@ def test_a_spelled_control_token_stays_text_in_both_prompts(
     aligned_ids = aligned.encode_prompt(pair.aligned)
     assert control(aligned, aligned_ids) == {"<s>": 1, "<|im_start|>": 3, "<|im_end|>": 2}
     assert aligned.decode(aligned_ids) == (f"system\n{system}\nuser\n{question}\nassistant\n")
+
+
+@given(system=hostile, begun=hostile)
+def test_a_spelled_control_token_stays_text_in_what_was_begun(
+    make_tokenizer: MakeTokenizer, system: str, begun: str
+) -> None:
+    base = make_tokenizer("sentencepiece")
+    aligned = make_tokenizer("byte-level", chat_template=CHATML)
+    messages = [Message("system", system), ASK, Message("assistant", begun)]
+    pair = Prompts(base, aligned).render(messages, end="continued")
+    assert joined(pair.base).endswith(f"\nAnswer: {begun}")
+    ids = aligned.encode_prompt(pair.aligned)
+    assert control(aligned, ids) == {"<s>": 1, "<|im_start|>": 3, "<|im_end|>": 2}
+    assert aligned.decode(ids).endswith(f"\nassistant\n{begun}")
 
 
 def test_what_is_set_aside_comes_back_as_literal_parts(prompts: Callable[..., Prompts]) -> None:

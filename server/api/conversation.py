@@ -1,0 +1,204 @@
+"""The schemas of what the models read: messages, and how the prompts made of them end.
+
+Knows: these fields, their types and limits, what refuses a field that isn't served, and the
+requests of the routes that only show prompts. Does not know: how an answer is asked for, engines.
+Source: OpenAI's API reference for messages; vLLM's server for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    RootModel,
+    Tag,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from server.core import Message
+from server.prompts import PromptEnd
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+ModelName = Annotated[str, Field(min_length=1)]
+Neutral = Callable[[Any], bool]
+"""Says of a field's value whether it asks for nothing."""
+
+
+class Strict(BaseModel):
+    """A body, or a part of one. Types are strict: "0.5" is no number."""
+
+    # Unknown fields are ignored, as OpenAI-compatible servers do: UIs send their own.
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+
+def refused(param: str, message: str) -> PydanticCustomError:
+    """A refusal that names its field, also where pydantic reports a whole model."""
+    return PydanticCustomError("refused", "{message}", {"param": param, "message": message})
+
+
+def empty(value: Any) -> bool:
+    return value in (None, [], {}, "", False)
+
+
+def only(*neutral: Any) -> Neutral:
+    return lambda value: value is None or value in neutral
+
+
+def refuse(data: Any, neutral: Mapping[str, Neutral], why: str = "is not supported") -> Any:
+    """The data of a model, as it is. Raises `refused` for a field that asks for something."""
+    if isinstance(data, dict):
+        for name, asks_nothing in neutral.items():
+            if name in data and not asks_nothing(data[name]):
+                raise refused(name, f"{name!r} {why}")
+    return data
+
+
+def refuse_tools(data: Any) -> Any:
+    """As `refuse`."""
+    if isinstance(data, dict) and data.get("tool_choice") == "none":
+        return data
+    return refuse(data, {"tools": empty}, "are not supported, unless 'tool_choice' is 'none'")
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content)
+
+    def message(self) -> Message:
+        # OpenAI: `developer` is the newer name of `system`.
+        return Message("system" if self.role == "developer" else self.role, self.text)
+
+
+class Conversation(Strict):
+    """Messages, and how the prompts made of them end.
+
+    add_generation_prompt: whether the assistant's next turn begins; unset: yes.
+    continue_final_message: whether the answer goes on with the last message, an assistant's.
+    """
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_for_templates(cls, data: Any) -> Any:
+        return refuse_tools(refuse(data, {"chat_template": empty, "documents": empty}))
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _own_kwargs(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        # These are the server's own arguments of the template call.
+        for name in (
+            "tokenize",
+            "add_generation_prompt",
+            "chat_template",
+            "conversation",
+            "continue_final_message",
+        ):
+            if name in (kwargs or {}):
+                raise ValueError(f"{name!r} can't be set here")
+        return kwargs
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Conversation:
+        name = "continue_final_message"
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise refused(name, f"{name!r} and 'add_generation_prompt' can't both be true")
+            if self.messages[-1].role != "assistant":
+                raise refused(name, f"{name!r} needs a last message of role 'assistant'")
+        return self
+
+    def conversation(self) -> list[Message]:
+        return [message.message() for message in self.messages]
+
+    @property
+    def prompt_end(self) -> PromptEnd:
+        if self.continue_final_message:
+            return "continued"
+        return "closed" if self.add_generation_prompt is False else "open"
+
+
+class TemplateRequest(Conversation):
+    """``POST /apply-template``"""
+
+    model: ModelName
+
+
+class TokenizeMessages(Conversation):
+    """``POST /tokenize`` for a conversation: the tokens that the model reads for a chat."""
+
+    model: ModelName
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_for_messages(cls, data: Any) -> Any:
+        # The tokens are those of a chat, and what is in front of them there is so here.
+        neutral = {"prompt": only(), "add_special_tokens": only()}
+        return refuse(data, neutral, "can't go with 'messages'")
+
+
+class TokenizePrompt(Strict):
+    """``POST /tokenize`` for a text."""
+
+    model: ModelName
+    prompt: str
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_for_a_prompt(cls, data: Any) -> Any:
+        neutral = {
+            "add_generation_prompt": only(True),
+            "continue_final_message": only(False),
+            "chat_template_kwargs": empty,
+        }
+        return refuse(data, neutral, "needs 'messages'")
+
+
+def _kind(data: Any) -> str:
+    messages = isinstance(data, dict) and data.get("messages") is not None
+    return "[messages]" if messages else "[prompt]"
+
+
+class TokenizeRequest(
+    # The brackets: no part of the path that an error names.
+    RootModel[
+        Annotated[
+            Annotated[TokenizeMessages, Tag("[messages]")]
+            | Annotated[TokenizePrompt, Tag("[prompt]")],
+            Discriminator(_kind),
+        ]
+    ]
+):
+    """``POST /tokenize``"""
+
+
+class DetokenizeRequest(Strict):
+    """``POST /detokenize``"""
+
+    model: ModelName
+    tokens: list[TokenId]
