@@ -44,13 +44,15 @@ def formatter(settings: ServerSettings, stream: TextIO) -> logging.Formatter:
     if settings.log_format == "json":
         # One object a line: what a record brings along (``extra``) is beside these.
         return JsonFormatter(
-            ["levelname", "name", "message", "request_id"],
+            ["levelname", "name", "message"],
             rename_fields={"levelname": "level", "name": "logger", "exc_info": "traceback"},
             timestamp="time",
         )
-    return logging.Formatter(*(TERMINAL if stream.isatty() else TEXT))
+    form, date = TERMINAL if stream.isatty() else TEXT
+    return logging.Formatter(form, date, defaults={"request_id": "-"})
 
 
 def _of_request(record: logging.LogRecord) -> bool:
-    record.request_id = request_id.get()
+    if (current := request_id.get()) is not None:
+        record.request_id = current
     return True

@@ -41,6 +41,17 @@ _MARK = re.compile(f"{_OPEN}([0-9]{{1,9}}){_CLOSE}")
 
 _VARIABLES = ("system", "turns", "messages", "question", "add_generation_prompt")
 
+# What a template can raise over the values it is given, and over nothing else.
+_REFUSALS = (
+    jinja2.TemplateError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+
 PromptEnd = Literal["open", "closed", "continued"]
 """How a prompt ends: ``open`` for a new turn of the assistant, with the generation prompt;
 ``closed`` after the last message, without it (``add_generation_prompt: false``); or in the very
@@ -129,11 +140,8 @@ class Prompts:
                 question=questions[-1] if questions else "",
                 add_generation_prompt=opened,
             )
-        except jinja2.TemplateError as error:
-            raise InvalidRequest(
-                f"the base model's prompt template refused the messages: {error}",
-                param="messages",
-            ) from error
+        except _REFUSALS as error:
+            raise _refusal("the base model's prompt", error) from error
 
     def _render_aligned(
         self, messages: Sequence[Message], kwargs: Mapping[str, Any], opened: bool
@@ -149,14 +157,12 @@ class Prompts:
                     add_generation_prompt=opened,
                     **kwargs,
                 )
-            except (jinja2.TemplateError, ValueError, TypeError) as caught:
+            except _REFUSALS as caught:
                 # Some templates (Gemma's) know no system role: it goes in front of the question.
                 error = caught
             else:
                 return text
-        raise InvalidRequest(
-            f"the aligned model's chat template refused the messages: {error}", param="messages"
-        ) from error
+        raise _refusal("the aligned model's chat", error) from error
 
     @staticmethod
     def _guarded(
@@ -208,6 +214,13 @@ def base_template(source: str | None) -> jinja2.Template:
             f"{', '.join(_VARIABLES)})"
         )
     return template
+
+
+def _refusal(whose: str, error: Exception) -> InvalidRequest:
+    """The template's reason is told; it may hold a message, which is not."""
+    reason = str(error)
+    reason = reason if len(reason) <= 300 else reason[:297] + "..."
+    return InvalidRequest(f"{whose} template refused the messages: {reason}", param="messages")
 
 
 def _set_aside(content: str, tokenizer: Tokenizer, spelled: list[str]) -> str:

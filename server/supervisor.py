@@ -7,7 +7,6 @@ started, what is served from it, HTTP.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 
@@ -70,9 +69,6 @@ async def supervise(
                 async with starting:
                     log.warning("starting engine %r again (%d of %d)", name, attempts, limit)
                     await _attempt(registry, name, progress)
-                # What is left of a dead engine (sockets, their threads) hangs in reference
-                # cycles, and in a big process those wait for hours to be collected.
-                gc.collect()
 
     keepers = [asyncio.create_task(keep(name)) for name in registry.settings.engines]
     try:

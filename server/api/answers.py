@@ -184,7 +184,8 @@ async def _events(
         try:
             async with ticket.limit():
                 for index in range(left):
-                    for chunk in renderer.first_chunks(index, answers.echoed(index)):
+                    usage = writers[index].usage() if running else None
+                    for chunk in renderer.first_chunks(index, answers.echoed(index), usage):
                         yield sse.event(chunk)
                 index, event = first
                 while True:

@@ -156,14 +156,21 @@ def _validation_error(errors: Sequence[Any]) -> ApiError:
         if len(other) > len(path) and other[: len(path)] == path:
             first, path = each, other
     param = ".".join(path) or None
-    message = first["msg"].removeprefix("Value error, ")
+    message = _short(first["msg"].removeprefix("Value error, "), 300)
     return ApiError(400, f"{param}: {message}" if param else message, param=param)
 
 
 def _path(error: Any) -> list[str]:
     """Where in the body, without the names that pydantic gives to a union's alternatives."""
+    where = list(error["loc"])
+    if where[:1] == ["response_format"]:
+        del where[1:2]  # which of the formats: pydantic's name for it, no key of the body
     return [
-        str(part)
-        for part in error["loc"]
+        _short(str(part), 60)  # it may be a key that the body made up
+        for part in where
         if isinstance(part, int) or not (part in ("str", "int") or "[" in part)
     ]
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

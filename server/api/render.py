@@ -46,10 +46,10 @@ class Renderer(ABC):
         self.rewrites = rewrites
         self.top = top
 
-    def first_chunks(self, index: int, echo: str) -> Iterator[Json]:
+    def first_chunks(self, index: int, echo: str, usage: Usage | None) -> Iterator[Json]:
         """What a stream says before any text of an answer."""
         if echo:
-            yield self._chunk([self._delta(index, {"content": echo}, ())], None)
+            yield self._chunk([self._delta(index, {"content": echo}, ())], usage)
 
     def chunks(self, index: int, piece: Piece, usage: Usage | None) -> Iterator[Json]:
         """The stream's chunks for one piece: one, or none. ``usage``: so far, where asked."""
@@ -124,8 +124,8 @@ class ChatRenderer(Renderer):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def first_chunks(self, index: int, echo: str) -> Iterator[Json]:
-        yield self._chunk([self._delta(index, {"role": "assistant", "content": ""}, ())], None)
+    def first_chunks(self, index: int, echo: str, usage: Usage | None) -> Iterator[Json]:
+        yield self._chunk([self._delta(index, {"role": "assistant", "content": ""}, ())], usage)
 
     def _delta(self, index: int, delta: Json, scored: Sequence[ScoredToken]) -> Json:
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_ctrl_c_at_a_terminal_does_not_reach_the_engines():
     process = subprocess.Popen(
         [sys.executable, "-m", "server", "serve", "--port", str(port), "--config", config],
         cwd=ROOT,
-        env=os.environ | {"NUDGE_SERVER__DRAIN_S": "60"},
+        env=os.environ | {"NUDGE_SERVER__DRAIN_S": "60", "NUDGE_SERVER__MAX_RUNNING": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -151,20 +152,28 @@ def test_ctrl_c_at_a_terminal_does_not_reach_the_engines():
         until(lambda: is_ready(url), 200)
         pids = server.children()
         assert any(b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
-        long = body("demo:aligned", stream=True, ignore_eos=True, max_tokens=200)
-        with httpx.stream("POST", url + CHAT, json=long, timeout=120) as answer:
-            coming = lines(answer)
-            next(coming)
+        long = body("demo:aligned", ignore_eos=True, max_tokens=200)
+        with ThreadPoolExecutor(10) as pool, httpx.Client(base_url=url, timeout=120) as web:
+            # One after the other: most are computed after the signal, however fast the engine.
+            waiting = [pool.submit(web.post, CHAT, json=long) for _ in range(10)]
+            until(lambda: in_queue(web) >= 5, 20)
+            time.sleep(0.1)
             os.killpg(process.pid, signal.SIGINT)
             until(lambda: httpx.get(f"{url}/ready").json() == {"status": "shutting_down"})
-            rest = list(coming)
-        assert rest[-1] == "data: [DONE]"
-        assert events(rest)[-1]["choices"][0]["finish_reason"] == "length"
+            answers = [each.result() for each in waiting]
+        assert [answer.status_code for answer in answers] == [200] * 10
+        for answer in answers:
+            assert answer.json()["choices"][0]["finish_reason"] == "length"
         assert process.wait(30) == 0
         assert all_gone(pids), alive(pids)
     finally:
         process.kill()
         process.wait(10)
+
+
+def in_queue(web: httpx.Client) -> float:
+    text = web.get("/metrics").text
+    return sum(map(float, re.findall(r"^vllm:num_requests_waiting\{\S* (\S+)", text, re.M)))
 
 
 def is_ready(url: str) -> bool:

@@ -169,6 +169,16 @@ async def test_a_client_can_forge_no_line(http: httpx.AsyncClient, logged: Logge
     assert "\x1b" not in out.getvalue()
 
 
+def test_what_is_of_no_request_names_none(logged: Logged):
+    out = logged()
+    logging.getLogger("uvicorn.error").error("a")
+    assert out.getvalue().endswith(" ERROR uvicorn.error [-] a\n")
+    out = logged(log_format="json")
+    logging.getLogger("uvicorn.error").error("a")
+    entry = json.loads(out.getvalue())
+    assert entry.keys() == {"time", "level", "logger", "message"}
+
+
 def test_everybodys_errors_have_the_same_format(logged: Logged):
     out = logged(log_format="json")
     logging.getLogger("uvicorn.error").error("a\nb")

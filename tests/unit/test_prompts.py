@@ -123,6 +123,8 @@ def test_a_template_that_cannot_work_is_a_config_error(
         "{{ question.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
         "{{ cycler.__init__.__globals__ }}",
+        "{{ 1 // (messages | length - 1) }}",
+        "{{ {}[question | length] ** 'x' }}",
     ],
 )
 def test_a_template_that_fails_or_reaches_out_refuses_the_messages(
@@ -231,6 +233,25 @@ def test_template_arguments_reach_the_chat_template(prompts: Callable[..., Promp
     assert joined(made.render([ASK]).aligned).endswith("France?")
     with pytest.raises(InvalidRequest, match="chat template"):
         made.render([ASK], {"conversation": []})
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"n": 0}, {"n": 1e300}, {"n": []}, {"n": {}}, {"n": 1, "messages": []}]
+)
+def test_template_arguments_that_break_the_template_are_refused(
+    prompts: Callable[..., Prompts], arguments: dict[str, object]
+) -> None:
+    made = prompts(chat="{% if n is defined %}{{ 9 // n }}{{ range((n * n) | int) }}{% endif %}")
+    made.render([ASK])
+    with pytest.raises(InvalidRequest, match="the aligned model's chat template"):
+        made.render([ASK], arguments)
+
+
+def test_a_refusal_does_not_tell_the_message_again(prompts: Callable[..., Prompts]) -> None:
+    made = prompts(chat="{{ raise_exception('no: ' + messages[0]['content']) }}")
+    with pytest.raises(InvalidRequest, match="no: xxx") as caught:
+        made.render([Message("user", "x" * 10_000)])
+    assert len(str(caught.value)) < 400
 
 
 # -- how a prompt ends ----------------------------------------------------------------------------
