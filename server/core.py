@@ -157,6 +157,11 @@ class Usage:
     discarded_tokens: int = 0
 
     @property
+    def prompt_tokens(self) -> int:
+        """Of the base model's prompt; of the aligned model's where it answers alone."""
+        return self.base_prompt_tokens or self.aligned_prompt_tokens
+
+    @property
     def completion_tokens(self) -> int:
         return self.base_tokens + self.aligned_tokens
 

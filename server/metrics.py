@@ -202,9 +202,7 @@ class Metrics:
 
     def used(self, model: str, usage: Usage) -> None:
         """What one request cost."""
-        self._prompt_tokens.labels(model).inc(
-            usage.base_prompt_tokens or usage.aligned_prompt_tokens
-        )
+        self._prompt_tokens.labels(model).inc(usage.prompt_tokens)
         self._generation_tokens.labels(model).inc(usage.completion_tokens)
         self._rounds.labels(model).inc(usage.rounds)
         self._discarded.labels(model).inc(usage.discarded_tokens)

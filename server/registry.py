@@ -82,7 +82,6 @@ class Registry:
         self.restarts = dict.fromkeys(settings.engines, 0)
         self.degraded_answers = dict.fromkeys(settings.models, 0)
         self._starter = starter or start_engine
-        self.was_ready = False
         self._prompts: dict[str, Prompts] = {}
 
     # -- engines -----------------------------------------------------------------------------
@@ -126,7 +125,6 @@ class Registry:
                 base = self.engines[model.base].info.tokenizer
                 aligned = self.engines[model.aligned].info.tokenizer
                 self._prompts[name] = Prompts(base, aligned, model.base_prompt, model.chat_template)
-            self.was_ready = True
         except BaseException:
             await self.aclose()
             raise
@@ -272,9 +270,10 @@ class Registry:
         return self._info(served.name, served.role).tokenizer.decode(prompt)
 
     def continuation(
-        self, served: Served, prompt: str | TokenIds, request: AnswerRequest
+        self, served: Served, prompt: str | TokenIds, request: AnswerRequest, *, bos: bool = True
     ) -> Writer:
-        """The writer that continues a raw prompt with one model alone, verbatim.
+        """The writer that continues a raw prompt with one model alone, verbatim; ``bos``: behind
+        the tokenizer's BOS, if it has one.
 
         Raises `EngineUnavailable`, `ContextLengthExceeded`, `InvalidRequest`.
         """
@@ -291,7 +290,7 @@ class Registry:
                     param="prompt",
                 )
         else:
-            prompt = engine.info.tokenizer.encode_prompt(prompt)
+            prompt = engine.info.tokenizer.encode_prompt(prompt, bos=bos)
         return Alone(engine, served.role, prompt, request)
 
     def _engine(self, name: str, role: Literal["base", "aligned"]) -> Engine:

@@ -1,13 +1,13 @@
 """One model's side of an answer: its session, and text on its way in and out of it.
 
 Knows: engine sessions and tokenizers; that text leads, that only whole characters are handed
-over, that special tokens never cross, and what happens to the spaces at a prompt's end. Does not
+over, that special tokens never cross, and what happens to the space at a prompt's end. Does not
 know: the policy, HTTP.
 """
 
 from __future__ import annotations
 
-from server.core import ContextLengthExceeded, PromptText, ScoredToken, Speaker, TokenIds
+from server.core import ContextLengthExceeded, PromptText, ScoredToken, Speaker, TokenIds, joined
 from server.engines.base import Engine, Token
 
 
@@ -31,18 +31,18 @@ class Side:
         *,
         verbatim: bool = False,
     ) -> None:
-        """``verbatim``: the prompt's trailing spaces are read at once. An answer with a grammar
-        must not begin with them. Raises `ContextLengthExceeded`."""
+        """``verbatim``: the prompt's last space is read at once. An answer with a grammar must
+        not begin with it. Raises `ContextLengthExceeded`."""
         self.info = engine.info
         self.tokenizer = engine.info.tokenizer
         self.speaker = speaker
-        # A prompt that ends in spaces would cut the answer's first word from the space that
-        # its first token has in front ("Answer: " + "Paris" is not " Paris"). So they wait,
-        # and join the first text of the answer.
+        # A prompt that ends in a space would cut the answer's first word from the space that
+        # its first token has in front ("Answer: " + "Paris" is not " Paris"). So it waits,
+        # and joins the first text of the answer (docs/adr/0004).
         self._lead = ""
         if isinstance(prompt, tuple):
             if not verbatim:
-                prompt, self._lead = _without_trailing_spaces(prompt)
+                prompt, self._lead = without_last_space(prompt)
             prompt = self.tokenizer.encode_prompt(prompt)
         self.prompt_tokens = len(prompt)
         check_fits(self.prompt_tokens, engine, speaker)
@@ -83,7 +83,7 @@ class Side:
         return text
 
     def _begin(self, text: str) -> str:
-        """The answer's first text, by a model whose prompt's trailing spaces still wait."""
+        """The answer's first text, by a model whose prompt's last space still waits."""
         lead, self._lead = self._lead, ""
         spaced = text.startswith(lead)
         if self.other is not None:
@@ -92,7 +92,7 @@ class Side:
                 # The other prompt ends alike: it goes on with the same ids, or as close.
                 self.other._lead = ""
             elif spaced:
-                self._verbatim = False  # these ids hold spaces that the text has no more
+                self._verbatim = False  # these ids hold a space that the text has no more
         return text.removeprefix(lead)
 
     def hear(self, text: str, ids: TokenIds | None = None) -> None:
@@ -140,10 +140,13 @@ class Side:
         return ScoredToken(text, token.logprob, top)
 
 
-def _without_trailing_spaces(prompt: PromptText) -> tuple[PromptText, str]:
-    if not prompt or not isinstance(prompt[-1], str):
+def without_last_space(prompt: PromptText) -> tuple[PromptText, str]:
+    """What a model reads of a prompt before an answer begins, and the space that waits, if any.
+
+    Only the last of several waits: it is the one that a first word brings along, and the others
+    (an indentation) are the model's to read.
+    """
+    if not prompt or not isinstance(prompt[-1], str) or not prompt[-1].endswith(" "):
         return prompt, ""
-    kept = prompt[-1].rstrip(" ")
-    if not kept:
-        return prompt, ""
-    return (*prompt[:-1], kept), prompt[-1][len(kept) :]
+    read = (*prompt[:-1], prompt[-1][:-1])
+    return (read, " ") if joined(read) else (prompt, "")

@@ -18,6 +18,7 @@ import codecs
 import hashlib
 import json
 import re
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from pathlib import Path
@@ -33,6 +34,9 @@ from server.vocabulary import (
     single_byte_ids,
     without_control,
 )
+
+_LONG = 4096
+"""Characters that take long enough to encode (a millisecond) for others to wait."""
 
 _PROBES = ("a", "A", " a", "\n", "\n\n", " ", "1", ".", "é", "你好", "a b")
 # In order of trust: no vocabulary has the first one, so nothing merges with its bytes.
@@ -65,7 +69,7 @@ class Tokenizer:
         self.chat = chat
         spec = json.loads(backend.to_str())
         control = control_tokens(backend)
-        self._shared_with: dict[Tokenizer, bool] = {}
+        self._shared_with: weakref.WeakKeyDictionary[Tokenizer, bool] = weakref.WeakKeyDictionary()
         self._cuts = _fingerprint(spec["pre_tokenizer"], spec["model"])
         self._parse = backend  # control tokens in the text are control tokens
         self._plain = without_control(spec, control)  # … are text
@@ -102,10 +106,10 @@ class Tokenizer:
 
     # -- text → ids ---------------------------------------------------------------------------
 
-    def encode_prompt(self, prompt: PromptText | str) -> TokenIds:
+    def encode_prompt(self, prompt: PromptText | str, *, bos: bool = True) -> TokenIds:
         """A whole prompt: control tokens are read as such, but not inside ``Literally``.
 
-        The tokenizer's BOS is put in front unless the text spells it already.
+        With ``bos`` the tokenizer's BOS is put in front unless the text spells it already.
         """
         parts = (prompt,) if isinstance(prompt, str) else prompt
         ids: TokenIds = []
@@ -113,10 +117,10 @@ class Tokenizer:
             if isinstance(part, Literally):
                 ids += self.encode_text(part.text)
             elif number == 0:
-                ids += self._parse.encode(part, add_special_tokens=False).ids
+                ids += _ids(self._parse, part)
             else:
                 ids += self._continue(self._parse, part)
-        return ids if ids[: len(self._bos)] == self._bos else self._bos + ids
+        return ids if not bos or ids[: len(self._bos)] == self._bos else self._bos + ids
 
     def encode_text(self, text: str) -> TokenIds:
         """Text that continues what the model has read: no BOS, no dummy leading space, and
@@ -136,7 +140,7 @@ class Tokenizer:
 
     def count(self, text: str) -> int:
         """Tokens in a text, without any that the tokenizer adds."""
-        return len(self._parse.encode(text, add_special_tokens=False).ids)
+        return len(_ids(self._parse, text))
 
     def replace_control(self, text: str, put: Callable[[str], str], also: str) -> str:
         """``text`` with ``put(spelling)`` for each control token that it spells, and for each
@@ -148,8 +152,7 @@ class Tokenizer:
         if not text:
             return []
         sentinel, skip = self._sentinel
-        ids: TokenIds = tokenizer.encode(sentinel + text, add_special_tokens=False).ids
-        return ids[skip:]
+        return _ids(tokenizer, sentinel + text)[skip:]
 
     # -- ids → text ---------------------------------------------------------------------------
 
@@ -234,6 +237,15 @@ class Tokenizer:
             f"the tokenizer of {self.chat.name_or_path!r} does not give a text back unchanged "
             "(it lower-cases or strips), so it can't take part in nudging"
         )
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, text: str) -> TokenIds:
+    ids: TokenIds
+    if len(text) < _LONG:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+    else:  # only as a batch does the library let other threads run meanwhile
+        ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
 
 
 def _fingerprint(*parts: Any) -> bytes:

@@ -72,7 +72,7 @@ async def respond(request: Request, answers: Answers, kind: type[Renderer]) -> R
         stream=bool(body.stream),
     )
     check_prompts(settings, body, answers.writers)
-    ticket = take_ticket(request, len(answers.all))
+    ticket = take_ticket(request, len(answers.all), body.priority or 0)
     renderer = kind(
         body.model,
         trace=body.trace,

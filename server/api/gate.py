@@ -6,7 +6,8 @@ the errors that it raises.
 The rules:
  1. A request weighs as many answers as it asks for. At most ``max_running`` are written at once
     and at most ``max_waiting`` wait; who comes beyond that is refused, at once.
- 2. First come, first served: nobody overtakes, so a request for many answers gets its turn.
+ 2. First come, first served among those of one priority, and a lower number before a higher
+    one. Nobody else overtakes, so a request for many answers gets its turn.
  3. A place is given back exactly once, when the request is over: `Places` sees to it, whatever
     became of it.
  4. Each request has an end, counted from its arrival. Waiting is part of it.
@@ -18,6 +19,7 @@ Nothing here happens per token.
 from __future__ import annotations
 
 import asyncio
+from bisect import insort
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -46,7 +48,7 @@ class Gate:
         self.waiting = 0
         self.draining = False
         self._in: set[Ticket] = set()
-        self._queue: dict[Ticket, None] = {}  # in order, and anyone can leave it at once
+        self._queue: list[Ticket] = []  # in the order of their turns
         self._of_key: Counter[str] = Counter()
         self._changed = asyncio.Event()
 
@@ -55,7 +57,7 @@ class Gate:
         """Requests that are running or waiting."""
         return len(self._in)
 
-    def check(self, weight: int, key: str | None = None) -> None:
+    def check(self, weight: int, key: str | None = None, priority: int = 0) -> None:
         """Whether a request would get a ticket now. Raises `ApiError` (429, 503)."""
         settings = self._settings
         if self.draining:
@@ -68,32 +70,34 @@ class Gate:
                     f"{settings.max_per_key}; come back when one is finished",
                     "too_many_for_key",
                 )
-        if not self._free_for(weight) and self.waiting + weight > settings.max_waiting:
+        if not self._free_for(weight, priority) and self.waiting + weight > settings.max_waiting:
             raise errors.too_many(
                 f"{self.running} answers are being written and {self.waiting} wait, which is as "
                 "many as may; come back later",
                 "queue_full",
             )
 
-    def ticket(self, weight: int, key: str | None, arrived: float) -> Ticket:
+    def ticket(self, weight: int, key: str | None, arrived: float, priority: int = 0) -> Ticket:
         """A place inside or in the queue, to be given back with `Ticket.leave`.
 
         Args:
             weight: answers the request asks for; ``max_running`` at most.
             key: the caller's name, for ``max_per_key``.
             arrived: when, in the event loop's time.
+            priority: of those that wait, the lowest comes first.
 
         Raises `ApiError` (429, 503).
         """
-        self.check(weight, key)
-        ticket = Ticket(self, weight, key, arrived + self._settings.request_timeout_s)
+        self.check(weight, key, priority)
+        ends = arrived + self._settings.request_timeout_s
+        ticket = Ticket(self, weight, key, ends, priority)
         self._in.add(ticket)
         if key is not None:
             self._of_key[key] += weight
-        if self._free_for(weight):
+        if self._free_for(weight, priority):
             self._admit(ticket)
         else:
-            self._queue[ticket] = None
+            insort(self._queue, ticket, key=lambda each: each.priority)  # behind its equals
             self.waiting += weight
         return ticket
 
@@ -120,8 +124,9 @@ class Gate:
             self._changed.clear()
             await self._changed.wait()
 
-    def _free_for(self, weight: int) -> bool:
-        return not self._queue and self.running + weight <= self._settings.max_running
+    def _free_for(self, weight: int, priority: int) -> bool:
+        first = not self._queue or priority < self._queue[0].priority
+        return first and self.running + weight <= self._settings.max_running
 
     def _admit(self, ticket: Ticket) -> None:
         self.running += ticket.weight
@@ -132,7 +137,7 @@ class Gate:
             return
         self._in.remove(ticket)
         if ticket in self._queue:
-            del self._queue[ticket]
+            self._queue.remove(ticket)
             self.waiting -= ticket.weight
         else:
             self.running -= ticket.weight
@@ -141,10 +146,10 @@ class Gate:
             if not self._of_key[ticket.key]:
                 del self._of_key[ticket.key]
         while self._queue:
-            first = next(iter(self._queue))
+            first = self._queue[0]
             if self.running + first.weight > self._settings.max_running:
                 break
-            del self._queue[first]
+            del self._queue[0]
             self.waiting -= first.weight
             self._admit(first)
         self._changed.set()
@@ -153,9 +158,12 @@ class Gate:
 class Ticket:
     """One request's place. Made by `Gate.ticket`."""
 
-    def __init__(self, gate: Gate, weight: int, key: str | None, ends: float) -> None:
+    def __init__(
+        self, gate: Gate, weight: int, key: str | None, ends: float, priority: int = 0
+    ) -> None:
         self.weight = weight
         self.key = key
+        self.priority = priority
         self._gate = gate
         self._ends = ends
         self._late: ApiError = errors.timed_out(gate._settings.request_timeout_s)

@@ -5,12 +5,17 @@ Knows: which route asks whom for what. Does not know: how an answer is sent, a r
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.api.answers import Answers, respond
 from server.api.body import body_schema, read
 from server.api.errors import ApiError
+from server.api.limits import text_sizes
 from server.api.protocol import ChatRequest, CompletionRequest, Generation, NudgingOptions
 from server.api.render import ChatRenderer, CompletionRenderer
 from server.api.schemas import (
@@ -25,6 +30,11 @@ from server.orchestrator import Writer
 from server.registry import Registry, Served
 
 _FAILURES = (400, 401, 404, 413, 429, 503, 504)
+
+LONG_TEXT = 8192
+"""Bytes of text whose rendering and tokenizing (some milliseconds) other answers shouldn't feel."""
+
+Result = TypeVar("Result")
 
 
 def routes(registry: Registry) -> APIRouter:
@@ -41,15 +51,19 @@ def routes(registry: Registry) -> APIRouter:
         served = registry.resolve(body.model)
         nudging = _nudging(served, body)
         served = registry.stand_in(served, nudging)
-        prompt = registry.prompts(
-            served, body.conversation(), body.chat_template_kwargs, body.prompt_end
-        )
         answer = body.answer_request(served.sampling)
-        writers = [
-            registry.writer(served, prompt, answer.sample(number), nudging)
-            for number in range(body.samples)
-        ]
-        response = await respond(request, Answers(body, answer, [writers]), ChatRenderer)
+
+        def writers() -> list[Writer]:
+            prompt = registry.prompts(
+                served, body.conversation(), body.chat_template_kwargs, body.prompt_end
+            )
+            return [
+                registry.writer(served, prompt, answer.sample(number), nudging)
+                for number in range(body.samples)
+            ]
+
+        answers = Answers(body, answer, [await _read_text(body, writers)])
+        response = await respond(request, answers, ChatRenderer)
         return _flagged(response, served)
 
     @router.post(
@@ -65,11 +79,19 @@ def routes(registry: Registry) -> APIRouter:
         nudging = _nudging(served, body)
         served = registry.stand_in(served, nudging)
         answer = body.answer_request(served.sampling)
+        if served.role == "nudged" and body.add_special_tokens is False:
+            raise ApiError(
+                400,
+                "add_special_tokens has no effect on a chat, which the prompt becomes for "
+                f"{served.name!r}; ask {served.name}:base or {served.name}:aligned",
+                param="add_special_tokens",
+            )
 
         def writer(prompt: str | TokenIds, number: int) -> Writer:
             sample = answer.sample(number)
             if served.role != "nudged":
-                return registry.continuation(served, prompt, sample)
+                bos = body.add_special_tokens is not False
+                return registry.continuation(served, prompt, sample, bos=bos)
             if isinstance(prompt, str):
                 pair = registry.prompts(served, [Message("user", prompt)])
                 return registry.writer(served, pair, sample, nudging)
@@ -80,14 +102,25 @@ def routes(registry: Registry) -> APIRouter:
                 param="prompt",
             )
 
-        writers = [
-            [writer(prompt, number) for number in range(body.samples)] for prompt in body.prompts
-        ]
+        def all_writers() -> list[list[Writer]]:
+            return [
+                [writer(prompt, number) for number in range(body.samples)]
+                for prompt in body.prompts
+            ]
+
+        writers = await _read_text(body, all_writers)
         echo = [registry.echo(served, prompt) for prompt in body.prompts] if body.echo else None
         response = await respond(request, Answers(body, answer, writers, echo), CompletionRenderer)
         return _flagged(response, served)
 
     return router
+
+
+async def _read_text(body: Generation, read: Callable[[], Result]) -> Result:
+    """What ``read`` makes of the body's text; of much text beside the event loop."""
+    if sum(text_sizes(body)) < LONG_TEXT:
+        return read()
+    return await asyncio.to_thread(read)
 
 
 def _flagged(response: Response, served: Served) -> Response:

@@ -39,17 +39,17 @@ def check_request(request: Request, body: Generation) -> None:
             f"the request asks for {answers} answers; this server gives {most} at most",
             param="prompt" if prompts > most else "n",
         )
-    gate.check(answers, _key(request))
+    gate.check(answers, _key(request), body.priority or 0)
     _check_texts(registry, body)
 
 
-def take_ticket(request: Request, answers: int) -> Ticket:
+def take_ticket(request: Request, answers: int, priority: int) -> Ticket:
     """The request's place, which `server.api.gate.Places` gives back.
 
     Raises `ApiError` (429, 503).
     """
     gate: Gate = request.app.state.gate
-    ticket = gate.ticket(answers, _key(request), request.state.arrived)
+    ticket = gate.ticket(answers, _key(request), request.state.arrived, priority)
     request.state.ticket = ticket
     return ticket
 
@@ -84,7 +84,7 @@ def _check_texts(registry: Registry, body: Generation) -> None:
     names = {"base": [model.base], "aligned": [model.aligned]}.get(
         served.role, [model.base, model.aligned]
     )
-    longest_text = max(_text_sizes(body), default=0)
+    longest_text = max(text_sizes(body), default=0)
     for name in names:
         engine = registry.engines.get(name)
         if engine is None:
@@ -99,7 +99,7 @@ def _check_texts(registry: Registry, body: Generation) -> None:
             raise _too_long(body, f"more than {least}", tokens)
 
 
-def _text_sizes(body: Generation) -> Iterator[int]:
+def text_sizes(body: Generation) -> Iterator[int]:
     """The bytes of each prompt that is text."""
     match body:
         case ChatRequest():

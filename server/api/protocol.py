@@ -126,7 +126,16 @@ _NOT_SERVED: dict[str, Neutral] = {
     "bad_words": empty,
     "allowed_token_ids": empty,
     "use_beam_search": empty,
+    "length_penalty": only(1),
+    "logits_processors": empty,
     "truncate_prompt_tokens": empty,
+    "include_stop_str_in_output": empty,
+    "skip_special_tokens": only(True),
+    "return_token_ids": empty,
+    "return_tokens_as_token_ids": empty,
+    "grammar": empty,
+    "json_schema": empty,
+    "web_search_options": empty,
 }
 
 
@@ -153,6 +162,7 @@ class Generation(Strict):
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = Field(
         None, discriminator="type"
     )
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     nudging: NudgingOptions | None = None
@@ -261,7 +271,8 @@ class ChatRequest(Conversation, Generation):
     @model_validator(mode="before")
     @classmethod
     def _not_for_chat(cls, data: Any) -> Any:
-        return refuse(data, {"echo": empty}, "is not supported for chats")
+        neutral = {"echo": empty, "add_special_tokens": only(False)}
+        return refuse(data, neutral, "is not supported for chats")
 
     @model_validator(mode="after")
     def _logprobs_asked(self) -> ChatRequest:
@@ -281,6 +292,7 @@ class CompletionRequest(Generation):
 
     prompt: Text | Full[TokenId] | Full[Text] | Full[Full[TokenId]]
     echo: bool | None = None
+    add_special_tokens: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @field_validator("prompt")

@@ -194,12 +194,11 @@ class CompletionRenderer(Renderer):
 
 
 def shown_usage(counts: Usage) -> Json:
-    """OpenAI's ``usage``; prompt tokens are the base model's where it took part."""
-    prompt = counts.base_prompt_tokens or counts.aligned_prompt_tokens
+    """OpenAI's ``usage``, with ``nudging`` where both models took part."""
     shown: Json = {
-        "prompt_tokens": prompt,
+        "prompt_tokens": counts.prompt_tokens,
         "completion_tokens": counts.completion_tokens,
-        "total_tokens": prompt + counts.completion_tokens,
+        "total_tokens": counts.prompt_tokens + counts.completion_tokens,
     }
     if counts.base_prompt_tokens and counts.aligned_prompt_tokens:
         shown["nudging"] = {

@@ -18,13 +18,12 @@ from server.api.conversation import (
     DetokenizeRequest,
     TemplateRequest,
     TokenizeMessages,
-    TokenizePrompt,
     TokenizeRequest,
 )
 from server.api.schemas import Detokenized, Templated, Tokenized, responses
-from server.core import InvalidRequest, PromptPair, TokenIds, joined
+from server.core import InvalidRequest, PromptPair, joined
 from server.registry import Registry, Served
-from server.side import _without_trailing_spaces
+from server.side import without_last_space
 from server.text import Tokenizer
 
 _FAILURES = (400, 401, 404, 413, 503, 504)
@@ -71,11 +70,12 @@ def routes(registry: Registry) -> APIRouter:
         def respond() -> Response:
             if isinstance(body, TokenizeMessages):
                 pair = prompts(served, body)
-                # As `server.side` does it: an answer's first token brings these spaces along.
-                prompt, _ = _without_trailing_spaces(getattr(pair, role))
+                # As `server.side` does it: an answer's first token brings this space along.
+                prompt, _ = without_last_space(getattr(pair, role))
                 tokens = info.tokenizer.encode_prompt(prompt)
             else:
-                tokens = _encoded(info.tokenizer, body)
+                bos = body.add_special_tokens is not False
+                tokens = info.tokenizer.encode_prompt(body.prompt, bos=bos)
             strings = info.tokenizer.chat.convert_ids_to_tokens(tokens)
             return JSONResponse(
                 {
@@ -115,17 +115,6 @@ def routes(registry: Registry) -> APIRouter:
         return await asyncio.to_thread(respond)
 
     return router
-
-
-def _encoded(tokenizer: Tokenizer, body: TokenizePrompt) -> TokenIds:
-    # As `Tokenizer.encode_prompt`, but as a batch: only so does the library let other threads
-    # run meanwhile, and a megabyte takes a second.
-    backend = tokenizer.chat.backend_tokenizer
-    ids: TokenIds = backend.encode_batch_fast([body.prompt], add_special_tokens=False)[0].ids
-    added = tokenizer.encode_prompt("")
-    if body.add_special_tokens is False or ids[: len(added)] == added:
-        return ids
-    return added + ids
 
 
 def _only_tokenizer(registry: Registry, served: Served) -> Tokenizer:

@@ -234,7 +234,7 @@ class Watch:
         if self._writing is not None:
             reasons = [answer.reason or "unfinished" for answer in self._answers]
             fields |= {
-                "prompt_tokens": usage.base_prompt_tokens or usage.aligned_prompt_tokens,
+                "prompt_tokens": usage.prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
                 "nudged_share": round(usage.nudged_share, 4),
                 "finish_reasons": reasons,
@@ -273,8 +273,7 @@ class Watch:
             firsts = [answer.times[0] for answer in self._answers if answer.times]
             attributes |= {
                 "gen_ai.operation.name": operation,
-                "gen_ai.usage.input_tokens": usage.base_prompt_tokens
-                or usage.aligned_prompt_tokens,
+                "gen_ai.usage.input_tokens": usage.prompt_tokens,
                 "gen_ai.usage.output_tokens": usage.completion_tokens,
                 "gen_ai.response.finish_reasons": [a.reason or "" for a in self._answers],
                 "nudge.stop_reasons": [

@@ -294,3 +294,28 @@ async def test_however_a_request_ends_its_place_comes_back(ending: str):
         request.cancel()
     await asyncio.gather(request, return_exceptions=True)
     assert (door.running, door.requests) == (0, 0)
+
+
+async def test_a_lower_priority_number_comes_first_and_equals_in_order():
+    door = gate()
+    running = take(door, 4)
+    now = asyncio.get_running_loop().time()
+    asked = [(0, "a"), (5, "late"), (0, "b"), (-1, "urgent"), (5, "later"), (-1, "too")]
+    waiting = {name: door.ticket(1, None, now, priority) for priority, name in asked}
+    order = []
+    running.leave()  # the first four
+    order.append([name for name, each in waiting.items() if inside(each)])
+    waiting["urgent"].leave()
+    order.append([name for name, each in waiting.items() if inside(each)])
+    assert order == [["a", "b", "urgent", "too"], ["a", "late", "b", "urgent", "too"]]
+
+
+async def test_an_urgent_request_takes_the_place_that_a_big_one_waits_beside():
+    door = gate(max_waiting=4)
+    held = take(door, 3)
+    big = take(door, 4)
+    now = asyncio.get_running_loop().time()
+    assert refused(door).status == 429
+    assert inside(door.ticket(1, None, now, -1)), "also where the queue is full"
+    held.leave()
+    assert not inside(big)
