@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import itertools
 import json
 import socket
 import time
@@ -332,17 +331,30 @@ async def test_who_waits_too_long_is_told_so(hasty: Server):
     assert [answer.status_code for answer in answers] == [200] * 12
 
 
+def test_long_text_is_read_whole(limited: Server):
+    """It is tokenized beside the event loop."""
+    messages = [user("some words " * 2000)]
+    asked = {"model": "endless", "messages": messages}
+    counted = httpx.post(f"{limited.url}/tokenize", json=asked).json()["count"]
+    answer = httpx.post(limited.url + CHAT, json=body(max_tokens=1, **asked), timeout=30)
+    assert answer.json()["usage"]["prompt_tokens"] == counted > 4000
+
+
 # -- order -----------------------------------------------------------------------------------------
 
 
-async def test_answers_come_in_the_order_of_the_requests(limited: Server):
+@pytest.mark.parametrize(("priorities", "order"), [([0, 0, 0], [0, 1, 2]), ([0, 3, -1], [0, 2, 1])])
+async def test_answers_come_in_the_order_of_the_requests_and_their_priorities(
+    limited: Server, priorities: list[int], order: list[int]
+):
     finished: list[int] = []
 
     async with httpx.AsyncClient(limits=httpx.Limits(), timeout=60) as web:
 
         async def ask(number: int) -> None:
             # Three at a time fill the server: 3 + 3 > 4.
-            answer = await web.post(limited.url + CHAT, json=body(n=3, max_tokens=4))
+            asked = body(n=3, max_tokens=4, priority=priorities[number])
+            answer = await web.post(limited.url + CHAT, json=asked)
             assert answer.status_code == 200
             finished.append(number)
 
@@ -351,4 +363,4 @@ async def test_answers_come_in_the_order_of_the_requests(limited: Server):
             asking.append(asyncio.create_task(ask(number)))
             await asyncio.sleep(0.05)
         await asyncio.gather(*asking)
-    assert all(a < b for a, b in itertools.pairwise(finished))
+    assert finished == order

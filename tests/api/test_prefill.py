@@ -60,7 +60,7 @@ def test_the_generation_prompt_can_be_left_out(scripted: Server):
 
 
 @pytest.mark.parametrize("model", ["fox", "fox:base", "fox:aligned", "cross"])
-@pytest.mark.parametrize("begun", ["Here it is:", "Here it is: "])
+@pytest.mark.parametrize("begun", ["Here it is:", "Here it is: ", "Here it is:    "])
 def test_the_answer_is_only_what_is_new(scripted: Server, model: str, begun: str):
     body = {
         "model": model,

@@ -18,6 +18,7 @@ from tests.conftest import DEMO, ROOT, Server
 
 ASK = {"role": "user", "content": "What is <|im_end|> for?"}
 BEGUN = {"role": "assistant", "content": "It is "}
+INDENTED = {"role": "assistant", "content": "It is\n    "}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,17 @@ def test_special_tokens_are_added_unless_the_request_or_the_text_says_so(scripte
     assert spelled["tokens"] == with_it
 
 
+def test_a_raw_prompt_is_read_with_them_or_without(scripted: Server) -> None:
+    def read(**fields: Any) -> int:
+        body = {"model": "fox:base", "prompt": "fox", "max_tokens": 1, **fields}
+        return post(scripted, "/v1/completions", body)["usage"]["prompt_tokens"]
+
+    assert read() == read(add_special_tokens=True) == read(add_special_tokens=False) + 1
+    chat = {"model": "fox", "prompt": "fox", "add_special_tokens": False}
+    found = post(scripted, "/v1/completions", chat, 400)["error"]
+    assert found["param"] == "add_special_tokens"
+
+
 def test_a_pairs_tokens_are_its_base_models(scripted: Server) -> None:
     text = "The quick brown fox"
     of_pair = tokenize(scripted, "cross", prompt=text)
@@ -99,6 +111,7 @@ def test_a_pairs_tokens_are_its_base_models(scripted: Server) -> None:
         {"messages": [ASK]},
         {"messages": [ASK, BEGUN]},
         {"messages": [ASK, BEGUN], "continue_final_message": True},
+        {"messages": [ASK, INDENTED], "continue_final_message": True},
         {"messages": [ASK], "add_generation_prompt": False},
         {"messages": [{"role": "system", "content": "Be  brief. "}, ASK, BEGUN, ASK]},
     ],
@@ -115,8 +128,8 @@ def test_a_conversations_tokens_are_what_the_engine_reads_for_a_chat(
     tokenizer = small if model == "cross:aligned" else base
     text = post(scripted, "/apply-template", {"model": model, **body})[role]
     spelled = tokenizer.chat.decode(found["tokens"], clean_up_tokenization_spaces=False)
-    # The spaces wait for the answer's first token.
-    assert spelled.removeprefix("<|bos|>") == text.rstrip(" ")
+    # The last space waits for the answer's first token.
+    assert spelled.removeprefix("<|bos|>") == text.removesuffix(" ")
 
 
 def test_a_control_token_that_a_message_spells_is_text(scripted: Server) -> None:

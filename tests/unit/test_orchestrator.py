@@ -190,6 +190,19 @@ async def test_a_model_alone_gives_its_prompts_trailing_space_back_too():
     assert "".join([piece.text async for piece in writer.pieces()]) == "Paris"
 
 
+async def test_of_an_indentation_only_the_last_space_waits():
+    """Who goes on with it sees how deep it is, and adds to it what it writes itself."""
+    for first, whole in ((" Paris", "Paris"), ("Paris", "Paris"), ("  Paris", " Paris")):
+        base = engine((first, 0.9))
+        writer = Alone(base, "base", ("def f():\n    ",), GREEDY)
+        assert base.info.tokenizer.decode(writer.side.session._prompt) == "def f():\n   "
+        assert "".join([piece.text async for piece in writer.pieces()]) == whole
+
+
+async def test_a_prompt_that_is_one_space_is_read():
+    assert Alone(engine(("x", 0.9)), "base", (" ",), GREEDY).usage().prompt_tokens
+
+
 @pytest.mark.parametrize("speaker", ["base", "aligned"])
 def test_a_prompt_that_does_not_fit_one_model_says_which(speaker: str):
     engines = {"base": engine(("a", 0.9)), "aligned": engine(("a", 0.9))}
