@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -182,16 +183,27 @@ def processes(pid: int) -> list[int]:
     return found
 
 
-def memory_mib(pid: int) -> float:
-    """Resident memory of the server and its engines, in MiB."""
-    pages = 0
-    for each in processes(pid):
-        pages += int(Path(f"/proc/{each}/statm").read_text().split()[1])
+def memory_mib(*pids: int) -> float:
+    """Resident memory, in MiB."""
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def open_files(pid: int) -> int:
-    return sum(len(os.listdir(f"/proc/{each}/fd")) for each in processes(pid))
+@dataclass
+class Held:
+    """What the server holds at a moment. The engines' KV cache becomes resident as it is first
+    written to, so their memory grows towards its size; the server's own should not."""
+
+    when: str
+    server_mib: float
+    engines_mib: float
+    files: int
+
+    @classmethod
+    def now(cls, when: str, pid: int) -> Held:
+        everyone = processes(pid)
+        files = sum(len(os.listdir(f"/proc/{each}/fd")) for each in everyone)
+        return cls(when, memory_mib(pid), memory_mib(*everyone[1:]), files)
 
 
 async def idle(clients: Clients) -> dict[str, float]:
@@ -211,7 +223,7 @@ async def idle(clients: Clients) -> dict[str, float]:
 
 async def soak(url: str, pid: int, args: argparse.Namespace) -> int:
     clients = Clients(url, args.model, args.seed)
-    rows: list[tuple[str, float, int]] = []
+    rows: list[Held] = []
 
     async def load(seconds: float, title: str) -> None:
         until = time.monotonic() + seconds
@@ -224,21 +236,25 @@ async def soak(url: str, pid: int, args: argparse.Namespace) -> int:
                 await asyncio.wait({crowd}, timeout=0.5)
                 bar.update(task, completed=seconds - max(0.0, until - time.monotonic()))
         await crowd
-        rows.append((title, memory_mib(pid), open_files(pid)))
+        rows.append(Held.now(title, pid))
 
-    rows.append(("at the start", memory_mib(pid), open_files(pid)))
+    rows.append(Held.now("at the start", pid))
     await load(args.seconds * 0.3, "warmed up")
     for quarter in range(1, 4):
         await load(args.seconds * 0.7 / 3, f"after load, part {quarter} of 3")
     busy = await idle(clients)
     await clients.http.aclose()
 
-    table = Table("", "memory, MiB", "open files", box=None, header_style="bold")
-    for title, mib, files in rows:
-        table.add_row(title, f"{mib:.0f}", str(files))
+    columns = ("", "server, MiB", "engines, MiB", "open files")
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(row.when, f"{row.server_mib:.0f}", f"{row.engines_mib:.0f}", str(row.files))
     out.print(table)
     warm, end = rows[1], rows[-1]
-    out.print(f"growth since warmed up: {end[1] - warm[1]:+.0f} MiB, {end[2] - warm[2]:+d} files")
+    out.print(
+        f"growth since warmed up: server {end.server_mib - warm.server_mib:+.0f} MiB, engines "
+        f"{end.engines_mib - warm.engines_mib:+.0f} MiB, {end.files - warm.files:+d} files"
+    )
     for kind, count in sorted(clients.seen.items()):
         out.print(f"  {kind}: {count}")
     for wrong in clients.wrong:
