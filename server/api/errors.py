@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from server.core import EngineUnavailable, InvalidRequest
 from server.registry import UnknownModel
@@ -41,7 +42,9 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
         self.headers = dict(headers or {})
 
-    def response(self) -> JSONResponse:
+    def response(self, scope: Scope) -> JSONResponse:
+        """Leaves in the request's state: ``error``, the code, for whoever logs the request."""
+        scope["state"]["error"] = self.body["error"]["code"]
         return JSONResponse(self.body, self.status, self.headers)
 
 
@@ -122,7 +125,7 @@ def install(app: FastAPI) -> None:
     nobody foresaw goes on to `server.api.middleware.Failures`."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response()
+        return as_api_error(error).response(request.scope)
 
     for kind in (ApiError, ValidationError, InvalidRequest, UnknownModel, EngineUnavailable):
         app.add_exception_handler(kind, handle)

@@ -69,7 +69,7 @@ class BodyLimit:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         declared = headers.get("content-length")
         if declared is not None and int(declared) > self.most:  # the HTTP parser saw to digits
-            refusal = errors.too_large(self.most).response()
+            refusal = errors.too_large(self.most).response(scope)
             await refusal(scope, receive, _Lingering(receive, send).send)
         elif "transfer-encoding" in headers:
             lingering = _Lingering(receive, send, self.most)
@@ -135,4 +135,4 @@ class Failures:
         except Exception as error:
             if began or scope["type"] != "http":
                 raise  # uvicorn logs it, and cuts the connection
-            await errors.as_api_error(error).response()(scope, receive, send)
+            await errors.as_api_error(error).response(scope)(scope, receive, send)

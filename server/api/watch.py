@@ -24,7 +24,8 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
-from server.core import AnswerRequest, Finished, Piece, Speaker, Usage
+from server.api.observed import ObservedAnswer
+from server.core import AnswerRequest, Finished, Piece, Usage
 from server.metrics import Metrics
 from server.orchestrator import Writer
 from server.registry import Served
@@ -114,7 +115,7 @@ class Watch:
         self._writing: float | None = None
         self._error: str | None = None
         self._model: str | None = None
-        self._answers: list[_Answer] = []
+        self._answers: list[ObservedAnswer] = []
         self._writers: Sequence[Sequence[Writer]] = ()
         self._attributes: dict[str, Value] = {}
 
@@ -131,7 +132,7 @@ class Watch:
         self._writers = writers
         flat = [writer for each in writers for writer in each]
         traced = self._tracing is not None
-        self._answers = [_Answer(traced and not each.rewrites) for each in flat]
+        self._answers = [ObservedAnswer(traced and not each.rewrites) for each in flat]
         self._metrics.waiting(self._model, len(flat))
         if traced:
             self._attributes = _asked(self._model, request, len(flat), stream)
@@ -186,7 +187,7 @@ class Watch:
             [each for each in prompts if any(u.base_steps + u.aligned_steps for u in each)]
         )
 
-    def _count(self, model: str, answer: _Answer, status: int) -> None:
+    def _count(self, model: str, answer: ObservedAnswer, status: int) -> None:
         times, end = answer.times, answer.end
         if answer.finished is not None:
             guarded = answer.finished.stop_reason in _GUARDS
@@ -245,9 +246,9 @@ class Watch:
             )
         if status == CLIENT_LEFT:
             text += ", the client left"
-        if self._error is not None:
-            fields["error"] = self._error
-            text += f", {self._error}"
+        if error := self._error or scope["state"].get("error"):
+            fields["error"] = error
+            text += f", {error}"
         log.log(level, text, extra=fields)
 
     # -- the trace ---------------------------------------------------------------------------
@@ -263,7 +264,9 @@ class Watch:
         }
         if route is not None:
             attributes["http.route"] = route
-        error = self._error or (str(status) if status >= 500 else None)
+        error = self._error
+        if error is None and status >= 500:
+            error = scope["state"].get("error") or str(status)
         if error is not None:
             attributes["error.type"] = error
         name = f"{scope['method']} {route or ''}".rstrip()
@@ -319,55 +322,6 @@ class Watch:
 
     def _ns(self, moment: float) -> int:
         return self._began_ns + int((moment - self._began) * 1e9)
-
-
-class _Turn:
-    __slots__ = ("end", "lowest", "pieces", "speaker", "tokens")
-
-    def __init__(self, speaker: Speaker) -> None:
-        self.speaker = speaker
-        self.end = 0.0
-        self.tokens = 0
-        self.pieces = 0
-        self.lowest = 1.0
-
-
-class _Answer:
-    """One answer as it comes."""
-
-    def __init__(self, traced: bool) -> None:
-        self.times: list[float] = []
-        self.taken: list[float] = []
-        self.rejected: list[float] = []
-        self.turns: list[_Turn] | None = [] if traced else None
-        self.finished: Finished | None = None
-        self.end: float | None = None
-
-    @property
-    def reason(self) -> str | None:
-        return None if self.finished is None else self.finished.finish_reason
-
-    def take(self, event: Piece | Finished) -> None:
-        now = time.perf_counter()
-        if isinstance(event, Finished):
-            self.finished, self.end = event, now
-            return
-        self.times.append(now)
-        # Without tokens it is the rest of a piece that was cut, or the policy `reference`,
-        # which has no p1.
-        if event.tokens:
-            if event.speaker == "base":
-                self.taken.append(event.top_prob)
-            elif event.rejected is not None:
-                self.rejected.append(event.rejected.top_prob)
-        if self.turns is not None:
-            if not self.turns or self.turns[-1].speaker != event.speaker:
-                self.turns.append(_Turn(event.speaker))
-            turn = self.turns[-1]
-            turn.end = now
-            turn.tokens += event.tokens
-            turn.pieces += 1
-            turn.lowest = min(turn.lowest, event.top_prob)
 
 
 def _asked(model: str, request: AnswerRequest, answers: int, stream: bool) -> dict[str, Value]:

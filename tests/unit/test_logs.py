@@ -146,6 +146,20 @@ async def test_a_failure_in_mid_stream_is_said(http: httpx.AsyncClient, logged: 
     assert entry["completion_tokens"] > 0
 
 
+async def test_an_early_failures_code_is_said_too(http: httpx.AsyncClient, logged: Logged):
+    out = logged(log_format="json")
+    await http.post(CHAT, json=BODY | {"model": "nobody"})
+    await http.post(CHAT, json=BODY | {"temperature": "hot"})
+    unknown, invalid = map(json.loads, out.getvalue().splitlines())
+    assert (unknown["status"], unknown["error"], unknown["level"]) == (
+        404,
+        "model_not_found",
+        "INFO",
+    )
+    assert invalid["status"] == 400
+    assert "error" not in invalid, "it has no code"
+
+
 async def test_a_bug_is_logged_with_its_request(http: httpx.AsyncClient, logged: Logged):
     out = logged(log_format="json")
     response = await http.get("/bug", headers={"X-Request-Id": "mine"})

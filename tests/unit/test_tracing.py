@@ -228,7 +228,7 @@ async def test_failures_are_marked_and_probes_are_not_traced(collector: Collecto
     requests = [span for span in collector.spans if not span.parent_span_id]
     early, late, asked_wrong = requests
     assert early.status.code == late.status.code == Status.STATUS_CODE_ERROR
-    assert attributes(early)["error.type"] == "503"
+    assert attributes(early)["error.type"] == "engine_unavailable"
     assert attributes(late)["http.response.status_code"] == 200
     assert attributes(late)["error.type"] == "engine_unavailable"
     (turn,) = (span for span in collector.spans if span.parent_span_id == late.span_id)
