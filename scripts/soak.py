@@ -191,8 +191,9 @@ def memory_mib(*pids: int) -> float:
 
 @dataclass
 class Held:
-    """What the server holds at a moment. The engines' KV cache becomes resident as it is first
-    written to, so their memory grows towards its size; the server's own should not."""
+    """What the server holds at a moment. The server's own memory should not grow. That of the
+    engines does, up to a bound: the KV cache becomes resident as it is first written to, places
+    in grammars are kept, and on the CPU oneDNN keeps up to 1024 compiled shapes."""
 
     when: str
     server_mib: float

@@ -16,8 +16,9 @@ import torch
 from server.core import Grammar
 from server.grammar import Follower, Vocabulary, closes
 
-_KEPT = 1024
-"""Answers whose place in their grammar is remembered between turns."""
+_KEPT = 256
+"""Answers whose place in their grammar is remembered between turns, at some 100 KiB each. One that
+was forgotten is followed from its beginning again."""
 
 
 class Followers:
