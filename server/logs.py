@@ -11,6 +11,7 @@ import sys
 from contextvars import ContextVar
 from typing import TextIO
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from server.config import ServerSettings
@@ -46,6 +47,8 @@ def formatter(settings: ServerSettings, stream: TextIO) -> logging.Formatter:
         return JsonFormatter(
             ["levelname", "name", "message"],
             rename_fields={"levelname": "level", "name": "logger", "exc_info": "traceback"},
+            # vLLM puts this on every record of the process that it is imported in.
+            reserved_attrs=[*RESERVED_ATTRS, "vllm_process_name"],
             timestamp="time",
         )
     form, date = TERMINAL if stream.isatty() else TEXT

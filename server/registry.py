@@ -8,6 +8,7 @@ a dead engine is started again, HTTP, OpenAI's schemas.
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -138,6 +139,8 @@ class Registry:
         await self.engines[name].aclose()
         self.engines[name] = await self._start(name, progress)
         self.restarts[name] += 1
+        # The dead one is in reference cycles, and its sockets stay open as long as it is.
+        await asyncio.to_thread(gc.collect)
 
     async def _start(self, name: str, progress: Progress) -> Engine:
         began = time.monotonic()
