@@ -91,9 +91,19 @@ class Alone:
     def usage(self) -> Usage:
         side = self.side
         if side.speaker == "base":
-            counts = Usage(side.prompt_tokens, 0, side.tokens, 0, base_steps=side.session.steps)
+            counts = Usage(
+                base_prompt_tokens=side.prompt_tokens,
+                base_tokens=side.tokens,
+                base_steps=side.session.steps,
+                base_prefilled=side.session.prefilled,
+            )
         else:
-            counts = Usage(0, side.prompt_tokens, 0, side.tokens, aligned_steps=side.session.steps)
+            counts = Usage(
+                aligned_prompt_tokens=side.prompt_tokens,
+                aligned_tokens=side.tokens,
+                aligned_steps=side.session.steps,
+                aligned_prefilled=side.session.prefilled,
+            )
         return replace(counts, discarded_tokens=side.session.steps - side.tokens)
 
 
@@ -126,6 +136,7 @@ class Referenced:
         self.text: str | None = None
         self.stop_reason: StopReason
         self._steps: dict[Speaker, int] = {"base": 0, "aligned": 0}
+        self._prefilled: dict[Speaker, int] = {"base": 0, "aligned": 0}
         self._tokens: dict[Speaker, int] = {"base": 0, "aligned": 0}
         self._rounds = 0
 
@@ -167,6 +178,7 @@ class Referenced:
             async for piece in pieces:
                 scored += piece.scored
         self._steps[ask.speaker] += writer.side.session.steps
+        self._prefilled[ask.speaker] += writer.side.session.prefilled
         tokens = [token.text for token in scored]
         finish = Finished(writer.stop_reason, writer.usage()).finish_reason
         return Completion("".join(tokens), tokens, [token.top[0][1] for token in scored], finish)
@@ -181,4 +193,6 @@ class Referenced:
             base_steps=self._steps["base"],
             aligned_steps=self._steps["aligned"],
             discarded_tokens=max(0, sum(self._steps.values()) - sum(self._tokens.values())),
+            base_prefilled=self._prefilled["base"],
+            aligned_prefilled=self._prefilled["aligned"],
         )

@@ -46,7 +46,7 @@ class _Frozen(BaseModel):
 
 
 class EngineSettings(_Frozen):
-    """One model on one engine. All but ``backend``, ``device`` and ``start_timeout_s`` are
+    """One model on one engine. All but ``backend``, ``device``, ``resumable`` and the timeouts are
     vLLM's engine arguments; any other of them goes under ``args``."""
 
     backend: Literal["vllm", "scripted"] = "vllm"
@@ -55,6 +55,10 @@ class EngineSettings(_Frozen):
     device: str | None = Field(None, coerce_numbers_to_str=True)
     """GPU index, or several ("0,1") for tensor parallelism; "cpu"; unset: vLLM's choice."""
     start_timeout_s: float = Field(1800, gt=0)
+    turn_timeout_s: float = Field(300, gt=0)
+    """How long the next token may take (503)."""
+    resumable: bool = True
+    """Whether what an answer's turns have read stays in the engine between them."""
     tokenizer: str | None = None
     revision: str | None = None
     dtype: str | None = None
@@ -70,7 +74,15 @@ class EngineSettings(_Frozen):
     def engine_args(self) -> dict[str, Any]:
         """What goes to ``AsyncEngineArgs``."""
         own = self.model_dump(
-            exclude={"backend", "device", "start_timeout_s", "args"}, exclude_none=True
+            exclude={
+                "backend",
+                "device",
+                "start_timeout_s",
+                "turn_timeout_s",
+                "resumable",
+                "args",
+            },
+            exclude_none=True,
         )
         if "kv_cache_memory_bytes" in own:
             own["kv_cache_memory_bytes"] = int(own["kv_cache_memory_bytes"])

@@ -145,7 +145,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an answer cost. Tokens are committed ones; steps are decode positions computed."""
+    """What an answer cost. Tokens are committed ones; steps are decode positions computed;
+    prefilled are ids that were read: prompts, the other's text, and what had left the cache."""
 
     base_prompt_tokens: int = 0
     aligned_prompt_tokens: int = 0
@@ -155,6 +156,8 @@ class Usage:
     base_steps: int = 0
     aligned_steps: int = 0
     discarded_tokens: int = 0
+    base_prefilled: int = 0
+    aligned_prefilled: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -183,6 +186,8 @@ class Usage:
             base_steps=sum(usage.base_steps for usage in answers),
             aligned_steps=sum(usage.aligned_steps for usage in answers),
             discarded_tokens=sum(usage.discarded_tokens for usage in answers),
+            base_prefilled=sum(usage.base_prefilled for usage in answers),
+            aligned_prefilled=sum(usage.aligned_prefilled for usage in answers),
         )
 
 

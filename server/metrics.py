@@ -100,6 +100,12 @@ class Metrics:
         self._steps = counter(
             "nudge_steps", "Decode positions computed by each model.", "model_name", "speaker"
         )
+        self._prefilled = counter(
+            "nudge_prefilled_tokens",
+            "Tokens read by each model that it did not write just then.",
+            "model_name",
+            "speaker",
+        )
         self._running = Gauge(
             "vllm:num_requests_running",
             "Answers being written.",
@@ -152,6 +158,7 @@ class Metrics:
             for speaker in ("base", "aligned"):
                 self._tokens.labels(model, speaker)
                 self._steps.labels(model, speaker)
+                self._prefilled.labels(model, speaker)
             self._itl.add((model,), ())
             if not model.endswith(":aligned"):
                 self._top_prob.add((model, "yes"), ())
@@ -210,6 +217,8 @@ class Metrics:
         self._tokens.labels(model, "aligned").inc(usage.aligned_tokens)
         self._steps.labels(model, "base").inc(usage.base_steps)
         self._steps.labels(model, "aligned").inc(usage.aligned_steps)
+        self._prefilled.labels(model, "base").inc(usage.base_prefilled)
+        self._prefilled.labels(model, "aligned").inc(usage.aligned_prefilled)
 
 
 class Tally:

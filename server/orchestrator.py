@@ -181,6 +181,8 @@ class Nudged:
             base_steps=self.base.session.steps,
             aligned_steps=self.aligned.session.steps,
             discarded_tokens=steps - self.committed,
+            base_prefilled=self.base.session.prefilled,
+            aligned_prefilled=self.aligned.session.prefilled,
         )
 
     def _turn(

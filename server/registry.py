@@ -325,6 +325,8 @@ async def start_engine(name: str, settings: EngineSettings) -> Engine:
         settings.engine_args(),
         device=settings.device,
         timeout_s=settings.start_timeout_s,
+        turn_timeout_s=settings.turn_timeout_s,
+        resumable=settings.resumable,
     )
 
 

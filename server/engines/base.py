@@ -126,7 +126,8 @@ class Session(Protocol):
     """One model's side of one answer.
 
     length: ids in the context now. steps: decode positions computed so far, as far as this
-    side has seen them.
+    side has seen them. prefilled: ids read so far that were given and not written here, whenever
+    they were not in the KV cache (any more).
     """
 
     @property
@@ -134,6 +135,9 @@ class Session(Protocol):
 
     @property
     def steps(self) -> int: ...
+
+    @property
+    def prefilled(self) -> int: ...
 
     def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]: ...
 

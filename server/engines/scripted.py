@@ -129,6 +129,8 @@ class ScriptedSession:
         self._turn: AsyncGenerator[Token | TurnEnd] | None = None
         self._follower: Follower | None = None
         self.steps = 0
+        self.prefilled = 0
+        self._unread = len(self._prompt)
         self.closed = False
 
     @property
@@ -141,6 +143,8 @@ class ScriptedSession:
 
     async def _generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
         engine, info = self._engine, self._engine.info
+        self.prefilled += self._unread
+        self._unread = 0
         draws = random.Random(f"{params.sampling.seed}/{params.turn}")
         if params.sampling.seed is None:
             draws = random.Random()
@@ -230,6 +234,7 @@ class ScriptedSession:
         if drop:
             del self._output[-drop:]
         self._output += ids
+        self._unread += len(ids)
 
     async def aclose(self) -> None:
         self.closed = True

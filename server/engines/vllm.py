@@ -44,6 +44,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
 from server.engines.base import EngineInfo, TurnParams
 from server.engines.vllm_plugins import SERVER_PID
+from server.engines.vllm_resumable import Capacity
 from server.engines.vllm_session import Core, VllmSession
 from server.text import Tokenizer
 
@@ -68,10 +69,10 @@ logging.getLogger("vllm.v1.engine.async_llm").addFilter(_says_more)
 class VllmEngine:
     """One model on one AsyncLLM. Made by `start`."""
 
-    def __init__(self, llm: AsyncLLM, info: EngineInfo, processes: Sequence[BaseProcess]) -> None:
+    def __init__(self, core: Core, processes: Sequence[BaseProcess]) -> None:
         """``processes``: those that the engine started from here."""
-        self._llm = llm
-        self._core = Core(llm, info)
+        self._core = core
+        self._llm = core.llm
         self._processes = processes
 
     @classmethod
@@ -82,6 +83,8 @@ class VllmEngine:
         *,
         device: str | None = None,
         timeout_s: float = 1800.0,
+        turn_timeout_s: float = 300.0,
+        resumable: bool = True,
     ) -> VllmEngine:
         """Load the model; returns once it has answered a first request.
 
@@ -93,6 +96,8 @@ class VllmEngine:
             args: fields of ``AsyncEngineArgs``; ``model`` is needed.
             device: GPU index or indices as for CUDA_VISIBLE_DEVICES; None: vLLM's choice.
             timeout_s: how long it may take.
+            turn_timeout_s: how long the next token of a turn may take, once it runs.
+            resumable: whether an answer's turns may go on in one request.
 
         Raises:
             ConfigError: an argument is wrong, or the model can't be loaded.
@@ -143,7 +148,8 @@ class VllmEngine:
                 stop_ids=_stop_ids(model, tokenizer),
             )
             processes = [each for each in multiprocessing.active_children() if each not in children]
-            engine = cls(llm, info, processes)
+            capacity = Capacity.of(llm.vllm_config, resumable)
+            engine = cls(Core(llm, info, capacity, turn_timeout_s), processes)
             await engine._warm_up()
         except BaseException:
             await _shut_down(llm)
@@ -191,9 +197,8 @@ class VllmEngine:
             TurnParams(greedy, max_tokens=2, word=()),
             TurnParams(SamplingParams(temperature=1.0, top_p=0.9, seed=1), max_tokens=2),
         ):
-            session = self.open(prompt)
-            async with contextlib.aclosing(session.generate(params)) as turn:
-                async for _ in turn:
+            async with contextlib.aclosing(self.open(prompt)) as session:
+                async for _ in session.generate(params):
                     pass
 
 

@@ -3,16 +3,20 @@
 Imported by `server.engines.vllm` alone, which sets vLLM's environment first. Knows: vLLM's
 requests and outputs. Does not know: how an engine is started, the policy, HTTP.
 
-A session here is a list of ids. Each turn is one vLLM request over the whole context; vLLM's
-prefix cache keeps the KV between turns, and a logits processor ends the request exactly at the
-first uncertain position or at the end of the word (docs/adr/0001).
+A session here is a list of ids. A turn that the engine ends by itself (at the first uncertain
+position, or after a word: a logits processor does it) goes on in one resumable request, which
+keeps the KV as it is. Where that can't be had, for other turns, and for what is left of an answer
+whose request may grow no more, a turn is one request over the whole context, and vLLM's prefix
+cache keeps what it can (docs/adr/0012).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import vllm
@@ -23,20 +27,42 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.core import EngineUnavailable, TokenIds
 from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
+from server.engines.vllm_resumable import Capacity, ResumableRequest, Share
 from server.text import Part, Word
+
+AHEAD = 256
+"""Ids that a resumable request may grow by before it has to ask again."""
 
 
 class Core:
-    """What the sessions of one engine share: the engine itself, and what runs in it."""
+    """What the sessions of one engine share: the engine itself, and what runs in it.
 
-    def __init__(self, llm: AsyncLLM, info: EngineInfo) -> None:
+    turn_timeout_s: how long the next token of a turn may take.
+    """
+
+    def __init__(
+        self, llm: AsyncLLM, info: EngineInfo, capacity: Capacity, turn_timeout_s: float
+    ) -> None:
         self.llm = llm
         self.info = info
+        self.capacity = capacity
+        self.turn_timeout_s = turn_timeout_s
         self.running = 0
         self._request_numbers = itertools.count()
 
     def next_request_id(self) -> str:
         return f"{self.info.name}-{next(self._request_numbers)}"
+
+    @contextlib.asynccontextmanager
+    async def in_time(self) -> AsyncGenerator[None]:
+        """A wait for the engine's next token. Raises `EngineUnavailable` when it is too long."""
+        try:
+            async with asyncio.timeout(self.turn_timeout_s):
+                yield
+        except TimeoutError:
+            raise EngineUnavailable(
+                f"engine {self.info.name!r} wrote nothing for {self.turn_timeout_s:g} s"
+            ) from None
 
 
 class VllmSession:
@@ -48,7 +74,12 @@ class VllmSession:
         self._prompt_length = len(prompt)
         self._key = core.next_request_id()
         self._turn: AsyncGenerator[Token | TurnEnd] | None = None
+        self._kept: ResumableRequest | None = None
+        self._kept_until = 0  # ids when its last turn ended
+        self._in_kept = False  # whether the turn that runs, or ran last, is in it
+        self._share: Share | None = Share()  # None: no more, for this answer
         self.steps = 0
+        self.prefilled = 0
 
     @property
     def length(self) -> int:
@@ -60,53 +91,127 @@ class VllmSession:
 
     async def _generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
         info = self._core.info
-        room = info.context_length - len(self._ids)
-        if room <= 0:
-            yield TurnEnd("length")
-            return
-        request = self._core.llm.generate(
-            TokensPrompt(prompt_token_ids=self._ids.copy()),
-            _sampling(params, info, room, self._adjustment(params)),
-            self._core.next_request_id(),
-        )
+        word = _word(params, info)
         self._core.running += 1
         ended = False
-        word = _word(params, info)
         try:
-            async with contextlib.aclosing(request) as outputs:
-                async for output in outputs:
-                    completion = output.outputs[0]
-                    reason = completion.finish_reason
-                    tokens = list(zip(completion.token_ids, completion.logprobs, strict=True))
-                    self.steps += len(tokens)
-                    ended = reason is not None
-                    last = tokens.pop() if reason == "stop" else None
-                    for number, logprobs in tokens:
-                        token = _token(number, logprobs, params.top)
-                        # Rounding could let p1 and γ disagree between here and the engine;
-                        # what is reported must keep the law p1 ≥ γ.
-                        if params.stop_below is not None and token.top_prob < params.stop_below:
-                            yield TurnEnd("uncertain", token)
+            while True:
+                room = info.context_length - len(self._ids)
+                if room <= 0:
+                    ended = True
+                    yield TurnEnd("length")
+                    return
+                ended, taken = False, 0
+                most = min(params.max_tokens, room)
+                async with contextlib.aclosing(self._outputs(params, most)) as outputs:
+                    async for output in outputs:
+                        completion = output.outputs[0]
+                        reason = completion.finish_reason
+                        tokens = list(zip(completion.token_ids, completion.logprobs, strict=True))
+                        self.steps += len(tokens)
+                        ended = reason is not None
+                        last = tokens.pop() if reason == "stop" else None
+                        for number, logprobs in tokens:
+                            token = _token(number, logprobs, params.top)
+                            # Rounding could let p1 and γ disagree between here and the engine;
+                            # what is reported must keep the law p1 ≥ γ.
+                            below = params.stop_below
+                            if below is not None and token.top_prob < below:
+                                yield TurnEnd("uncertain", token)
+                                return
+                            part = word.push(number) if word else Part.INSIDE
+                            if part is Part.BEYOND:
+                                yield TurnEnd("word", token)
+                                return
+                            self._ids.append(number)
+                            taken += 1
+                            yield token
+                            if part is Part.LAST:
+                                # The engine sees it too, one step later: it may finish that.
+                                ended = self._in_kept
+                                yield TurnEnd("word")
+                                return
+                        if last is not None:
+                            yield _turn_end(_token(*last, params.top), params, info, word)
                             return
-                        part = word.push(number) if word else Part.INSIDE
-                        if part is Part.BEYOND:
-                            yield TurnEnd("word", token)
+                        if reason is not None and taken >= params.max_tokens:
+                            yield TurnEnd("length")
                             return
-                        self._ids.append(number)
-                        yield token
-                        if part is Part.LAST:
-                            yield TurnEnd("word")
-                            return
-                    if last is not None:
-                        yield _turn_end(_token(*last, params.top), params, info, word)
-                    elif reason is not None:
-                        yield TurnEnd("length")
+                if not ended:
+                    raise EngineUnavailable(f"engine {info.name!r} broke a turn off")
+                params = _rest(params, taken)  # it went as far as its request could grow
         except EngineDeadError as error:
             raise EngineUnavailable(f"engine {info.name!r} died") from error
         finally:
             self._core.running -= 1
+            self._kept_until = len(self._ids)
             if not ended:
                 self.steps += 1  # the step that was under way when the request was aborted
+                await self._forget()
+
+    async def _outputs(self, params: TurnParams, most: int) -> AsyncGenerator[vllm.RequestOutput]:
+        """Up to ``most`` tokens of a turn: the last output has a ``finish_reason``."""
+        core = self._core
+        kept = await self._resumable(params)
+        self._in_kept = kept is not None
+        held = 0 if kept is None else kept.length
+        if kept is not None:
+            sampling = _sampling(params, core.info, min(most, AHEAD), self._adjustment(params))
+            outputs = kept.turn(self._ids[held:], sampling)
+        else:
+            outputs = core.llm.generate(
+                TokensPrompt(prompt_token_ids=self._ids.copy()),
+                _sampling(params, core.info, most, self._adjustment(params)),
+                core.next_request_id(),
+            )
+        given = len(self._ids) - held
+        async with contextlib.aclosing(outputs):
+            while True:
+                async with core.in_time():
+                    output = await anext(outputs, None)
+                if output is None:
+                    return
+                if given:
+                    # What a request was begun with may be in the prefix cache.
+                    self.prefilled += given - (0 if held else output.num_cached_tokens or 0)
+                    given = 0
+                yield output
+
+    # -- what is kept between turns ----------------------------------------------------------
+
+    async def _resumable(self, params: TurnParams) -> ResumableRequest | None:
+        """The request that a turn goes on in; None where it is to be one of its own."""
+        if self._share is None or not _ends_by_itself(params):
+            return None
+        await self._settle()
+        read = len(self._ids)
+        if self._kept is not None and self._kept.length == read:
+            await self._forget()  # it must be given something
+        if not self._core.capacity.grow(
+            self._share, min(read + AHEAD, self._core.info.context_length)
+        ):
+            await self._forget()
+            self._share = None
+            return None
+        if self._kept is None:
+            self._kept = ResumableRequest(self._core.llm, self._core.info.name)
+        return self._kept
+
+    async def _settle(self) -> None:
+        """See the last turn's end, and whether the request holds what the session does."""
+        if self._kept is not None:
+            async with self._core.in_time():
+                await self._kept.settle()
+            if self._kept.length > self._kept_until:
+                await self._forget()
+
+    async def _forget(self) -> None:
+        """Free what the engine keeps. Another turn may begin anew."""
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            await kept.aclose()
+        if self._share is not None:
+            self._core.capacity.release(self._share)
 
     def _adjustment(self, params: TurnParams) -> dict[str, Any]:
         """What `server.engines.vllm_adjust.Adjustment` is told in the engine's process."""
@@ -132,12 +237,18 @@ class VllmSession:
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
         if drop:
+            await self._settle()
             del self._ids[-drop:]
+            if self._kept is not None and self._kept.length > len(self._ids):
+                await self._forget()
         self._ids += ids
 
     async def aclose(self) -> None:
-        if self._turn is not None:
-            await self._turn.aclose()
+        try:
+            if self._turn is not None:
+                await self._turn.aclose()
+        finally:
+            await self._forget()
 
 
 def _word(params: TurnParams, info: EngineInfo) -> Word | None:
@@ -176,8 +287,26 @@ def _token(number: int, logprobs: Mapping[int, Any], top: int) -> Token:
     return Token(number, logprobs[number].logprob, tuple(ranked[:top]))
 
 
+def _ends_by_itself(params: TurnParams) -> bool:
+    """Whether nothing of the turn will be in the engine that isn't in the session.
+
+    A sampled word is ended from here, when the engine has read on, and the tokens of a turn
+    without any stop may be taken back. A seeded turn needs a generator of its own, so that it
+    draws the same numbers wherever it runs; a resumable request has one for all.
+    """
+    if params.sampling.seed is not None and not params.sampling.greedy:
+        return False
+    return params.stop_below is not None or (params.word is not None and params.by_argmax)
+
+
+def _rest(params: TurnParams, taken: int) -> TurnParams:
+    """What is left of a turn after some of its tokens."""
+    waits = tuple((token, count - taken) for token, count in params.not_before if count > taken)
+    return replace(params, max_tokens=params.max_tokens - taken, not_before=waits)
+
+
 def _sampling(
-    params: TurnParams, info: EngineInfo, room: int, adjustment: dict[str, Any]
+    params: TurnParams, info: EngineInfo, most: int, adjustment: dict[str, Any]
 ) -> vllm.SamplingParams:
     sampling = params.sampling
     extra = dict(adjustment)
@@ -197,7 +326,7 @@ def _sampling(
         top_k=sampling.top_k,
         min_p=sampling.min_p,
         seed=seed,
-        max_tokens=min(params.max_tokens, room),
+        max_tokens=most,
         stop_token_ids=[*info.stop_ids, *params.stop_token_ids],
         logprobs=params.top,
         detokenize=False,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
 
-from server.core import SamplingParams
+from server.core import SamplingParams, TokenIds
 from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
 from server.engines.scripted import ScriptedEngine
+from server.engines.vllm import VllmEngine
 from server.registry import Registry
 from server.text import Tokenizer
 from tests.conftest import DEMO
@@ -39,6 +41,22 @@ def scripted_engine(context_length: int = 512) -> ScriptedEngine:
     end = tokenizer.chat.eos_token_id
     info = EngineInfo("scripted", "noise", context_length, tokenizer, (end,))
     return ScriptedEngine(info, noise(tokenizer, end))
+
+
+@pytest.fixture(autouse=True)
+async def closed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Sessions hold places in an engine until they are closed: none outlives its test."""
+    sessions: list[Session] = []
+    really_open = VllmEngine.open
+
+    def noted(engine: VllmEngine, prompt: TokenIds) -> Session:
+        sessions.append(really_open(engine, prompt))
+        return sessions[-1]
+
+    monkeypatch.setattr(VllmEngine, "open", noted)
+    yield
+    for session in sessions:
+        await session.aclose()
 
 
 @pytest.fixture(params=["scripted", "vllm base", "vllm aligned", "vllm aligned-1k"])
