@@ -33,7 +33,7 @@ async def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process():
     before = set(multiprocessing.active_children())
     with pytest.raises(EngineUnavailable, match="did not start within 3 s"):
         await VllmEngine.start("x", ARGS, timeout_s=3)
-    assert set(multiprocessing.active_children()) == before
+    assert set(multiprocessing.active_children()) <= before  # other engines may just be ending
 
 
 async def test_extra_engine_arguments_reach_vllm():
