@@ -45,9 +45,14 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+_NOT_VLLMS = frozenset(
+    {"backend", "device", "start_timeout_s", "turn_timeout_s", "resumable", "args"}
+)
+"""Settings of an engine that are no argument of vLLM's, or that hold such."""
+
+
 class EngineSettings(_Frozen):
-    """One model on one engine. All but ``backend``, ``device``, ``resumable`` and the timeouts are
-    vLLM's engine arguments; any other of them goes under ``args``."""
+    """One model on one engine. All but `_NOT_VLLMS` are vLLM's engine arguments; any other of them goes under ``args``."""
 
     backend: Literal["vllm", "scripted"] = "vllm"
     model: str
@@ -74,14 +79,7 @@ class EngineSettings(_Frozen):
     def engine_args(self) -> dict[str, Any]:
         """What goes to ``AsyncEngineArgs``."""
         own = self.model_dump(
-            exclude={
-                "backend",
-                "device",
-                "start_timeout_s",
-                "turn_timeout_s",
-                "resumable",
-                "args",
-            },
+            exclude=set(_NOT_VLLMS),
             exclude_none=True,
         )
         if "kv_cache_memory_bytes" in own:
@@ -149,6 +147,8 @@ class ModelSettings(_Frozen):
     """Instead of the aligned model's own chat template."""
     degraded: Literal["aligned"] | None = None
     """Who answers in NAME's place while the base engine is dead; unset: nobody (503)."""
+    tools: Literal["refuse", "unseen"] = "refuse"
+    """A chat that offers tools: an error, or answered by models that don't see them."""
 
 
 class ServerSettings(_Frozen):

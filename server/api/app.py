@@ -73,7 +73,7 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("X-Request-Id", "Retry-After", "X-Nudge-Degraded"),
+            expose_headers=("X-Request-Id", "Retry-After", "X-Nudge-Degraded", "X-Nudge-Tools"),
         )
     app.add_middleware(Watching, metrics=app.state.metrics, tracing=traces)
     app.add_middleware(Envelope)

@@ -60,13 +60,6 @@ def refuse(data: Any, neutral: Mapping[str, Neutral], why: str = "is not support
     return data
 
 
-def refuse_tools(data: Any) -> Any:
-    """As `refuse`."""
-    if isinstance(data, dict) and data.get("tool_choice") == "none":
-        return data
-    return refuse(data, {"tools": empty}, "are not supported, unless 'tool_choice' is 'none'")
-
-
 class TextPart(Strict):
     type: Literal["text"]
     text: str
@@ -93,17 +86,20 @@ class Conversation(Strict):
 
     add_generation_prompt: whether the assistant's next turn begins; unset: yes.
     continue_final_message: whether the answer goes on with the last message, an assistant's.
+    tools: no model is told of them; whether that is an error is for the served model to say.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _not_for_templates(cls, data: Any) -> Any:
-        return refuse_tools(refuse(data, {"chat_template": empty, "documents": empty}))
+        return refuse(data, {"chat_template": empty, "documents": empty})
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -129,6 +125,16 @@ class Conversation(Strict):
             if self.messages[-1].role != "assistant":
                 raise refused(name, f"{name!r} needs a last message of role 'assistant'")
         return self
+
+    @property
+    def offers_tools(self) -> bool:
+        """Whether the model may call some."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def demands_tools(self) -> bool:
+        """Whether an answer without a call would be wrong."""
+        return self.offers_tools and self.tool_choice not in (None, "auto")
 
     def conversation(self) -> list[Message]:
         return [message.message() for message in self.messages]

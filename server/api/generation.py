@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from server.api.answers import Answers, respond
 from server.api.body import body_schema, read
 from server.api.errors import ApiError
-from server.api.limits import text_sizes
+from server.api.limits import check_tools, text_sizes
 from server.api.protocol import ChatRequest, CompletionRequest, Generation, NudgingOptions
 from server.api.render import ChatRenderer, CompletionRenderer
 from server.api.schemas import (
@@ -49,6 +49,7 @@ def routes(registry: Registry) -> APIRouter:
         """OpenAI's chat completions; ``nudging`` in the body says how."""
         body = await read(request, ChatRequest)
         served = registry.resolve(body.model)
+        check_tools(registry, body, served)
         nudging = _nudging(served, body)
         served = registry.stand_in(served, nudging)
         answer = body.answer_request(served.sampling)
@@ -64,6 +65,8 @@ def routes(registry: Registry) -> APIRouter:
 
         answers = Answers(body, answer, [await _read_text(body, writers)])
         response = await respond(request, answers, ChatRenderer)
+        if body.offers_tools:
+            response.headers["X-Nudge-Tools"] = "unseen"
         return _flagged(response, served)
 
     @router.post(

@@ -11,13 +11,14 @@ from functools import lru_cache
 
 from fastapi import Request
 
+from server.api.conversation import Conversation
 from server.api.errors import ApiError
 from server.api.gate import Gate, Ticket
 from server.api.protocol import ChatRequest, CompletionRequest, Generation
 from server.config import ServerSettings
 from server.core import ContextLengthExceeded
 from server.orchestrator import Writer
-from server.registry import Registry
+from server.registry import Registry, Served
 from server.text import Tokenizer
 
 
@@ -41,6 +42,15 @@ def check_request(request: Request, body: Generation) -> None:
         )
     gate.check(answers, _key(request), body.priority or 0)
     _check_texts(registry, body)
+
+
+def check_tools(registry: Registry, body: Conversation, served: Served) -> None:
+    """Raises `ApiError` (400) for tools that the served model is not to pass over."""
+    unseen = registry.settings.models[served.name].tools == "unseen"
+    if body.demands_tools or (body.offers_tools and not unseen):
+        raise ApiError(
+            400, "'tools' are not supported, unless 'tool_choice' is 'none'", param="tools"
+        )
 
 
 def take_ticket(request: Request, answers: int, priority: int) -> Ticket:

@@ -21,7 +21,6 @@ from server.api.conversation import (
     empty,
     only,
     refuse,
-    refuse_tools,
     refused,
 )
 from server.core import AnswerRequest, Grammar, NudgingConfig, SamplingParams
@@ -170,7 +169,7 @@ class Generation(Strict):
     @model_validator(mode="before")
     @classmethod
     def _not_served(cls, data: Any) -> Any:
-        return refuse_tools(refuse(data, _NOT_SERVED))
+        return refuse(data, _NOT_SERVED)
 
     @field_validator("stop")
     @classmethod
@@ -294,6 +293,11 @@ class CompletionRequest(Generation):
     echo: bool | None = None
     add_special_tokens: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_for_texts(cls, data: Any) -> Any:
+        return refuse(data, {"tools": empty}, "are not supported for texts")
 
     @field_validator("prompt")
     @classmethod

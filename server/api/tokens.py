@@ -20,6 +20,7 @@ from server.api.conversation import (
     TokenizeMessages,
     TokenizeRequest,
 )
+from server.api.limits import check_tools
 from server.api.schemas import Detokenized, Templated, Tokenized, responses
 from server.core import InvalidRequest, PromptPair, joined
 from server.registry import Registry, Served
@@ -33,6 +34,7 @@ def routes(registry: Registry) -> APIRouter:
     router = APIRouter()
 
     def prompts(served: Served, body: Conversation) -> PromptPair:
+        check_tools(registry, body, served)
         messages = body.conversation()
         return registry.prompts(served, messages, body.chat_template_kwargs, body.prompt_end)
 

@@ -163,6 +163,33 @@ def test_what_is_not_served_is_refused_by_name(live: Server, field: str, value: 
     assert field in found["message"]
 
 
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+
+@pytest.mark.parametrize("choice", [None, "auto"])
+def test_a_model_may_be_told_to_pass_over_tools_and_says_so(scripted: Server, choice: str | None):
+    body = GOOD | {"model": "toolless"}
+    offered = post(scripted, body | {"tools": TOOLS, "tool_choice": choice})
+    plain = post(scripted, body)
+    assert offered.status_code == 200
+    assert offered.headers["x-nudge-tools"] == "unseen"
+    assert "x-nudge-tools" not in plain.headers
+    assert offered.json()["choices"] == plain.json()["choices"]
+    assert offered.json()["usage"] == plain.json()["usage"]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_but_a_call_that_is_demanded_can_not_be_passed_over(scripted: Server, choice: Any):
+    body = GOOD | {"model": "toolless", "tools": TOOLS, "tool_choice": choice}
+    assert error(post(scripted, body))["param"] == "tools"
+
+
+@pytest.mark.parametrize("field", [{"tools": "f"}, {"tools": ["f"]}, {"tool_choice": "maybe"}])
+def test_tools_of_the_wrong_type_are_named(scripted: Server, field: dict[str, Any]):
+    (name,) = field
+    assert error(post(scripted, GOOD | {"model": "toolless"} | field))["param"].startswith(name)
+
+
 def test_what_asks_for_nothing_unusual_is_accepted(live: Server):
     harmless = {
         "n": 1,
