@@ -52,7 +52,8 @@ _NOT_VLLMS = frozenset(
 
 
 class EngineSettings(_Frozen):
-    """One model on one engine. All but `_NOT_VLLMS` are vLLM's engine arguments; any other of them goes under ``args``."""
+    """One model on one engine. All but `_NOT_VLLMS` are vLLM's engine arguments; any other of
+    them goes under ``args``."""
 
     backend: Literal["vllm", "scripted"] = "vllm"
     model: str
