@@ -46,7 +46,7 @@ class _Frozen(BaseModel):
 
 
 _NOT_VLLMS = frozenset(
-    {"backend", "device", "start_timeout_s", "turn_timeout_s", "resumable", "args"}
+    {"backend", "device", "cpu_threads", "start_timeout_s", "turn_timeout_s", "resumable", "args"}
 )
 """Settings of an engine that are no argument of vLLM's, or that hold such."""
 
@@ -60,6 +60,8 @@ class EngineSettings(_Frozen):
     """A folder (relative to the config file) or a Hugging Face name."""
     device: str | None = Field(None, coerce_numbers_to_str=True)
     """GPU index, or several ("0,1") for tensor parallelism; "cpu"; unset: vLLM's choice."""
+    cpu_threads: int | None = Field(None, ge=1)
+    """On the CPU; unset: the cores, shared equally among the engines."""
     start_timeout_s: float = Field(1800, gt=0)
     turn_timeout_s: float = Field(300, gt=0)
     """How long the next token may take (503)."""
@@ -218,6 +220,13 @@ class Settings(BaseSettings):
     engines: dict[_Name, EngineSettings] = Field(min_length=1)
     models: dict[_Name, ModelSettings] = Field(min_length=1)
     server: ServerSettings = ServerSettings()
+
+    def threads(self, engine: str) -> int:
+        """How many an engine on the CPU computes with. Engines that together have more threads
+        than there are cores wait for threads that aren't running."""
+        sharing = sum(each.backend == "vllm" for each in self.engines.values())
+        own = max(1, len(os.sched_getaffinity(0)) // max(1, sharing))
+        return self.engines[engine].cpu_threads or own
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:

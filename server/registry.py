@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from server.baselines import Alone, Referenced
-from server.config import EngineSettings, Settings
+from server.config import Settings
 from server.core import (
     AnswerRequest,
     EngineUnavailable,
@@ -37,7 +37,7 @@ Role = Literal["nudged", "base", "aligned"]
 Progress = Callable[[str, str, float], None]
 """Called with an engine's name, its state (loading, ready, failed) and the seconds it took."""
 
-Starter = Callable[[str, EngineSettings], Awaitable[Engine]]
+Starter = Callable[[str, Settings], Awaitable[Engine]]
 """Starts the engine of this name; see `start_engine`."""
 
 State = Literal[
@@ -146,7 +146,7 @@ class Registry:
         began = time.monotonic()
         progress(name, "loading", 0.0)
         try:
-            engine = await self._starter(name, self.settings.engines[name])
+            engine = await self._starter(name, self.settings)
         except BaseException:
             progress(name, "failed", time.monotonic() - began)
             raise
@@ -312,8 +312,9 @@ class Registry:
         return model.base if role == "base" else model.aligned
 
 
-async def start_engine(name: str, settings: EngineSettings) -> Engine:
+async def start_engine(name: str, all_settings: Settings) -> Engine:
     """Raises `ConfigError`, `EngineUnavailable`."""
+    settings = all_settings.engines[name]
     if settings.backend == "scripted":
         from server.engines.scripted import ScriptedEngine
 
@@ -324,6 +325,7 @@ async def start_engine(name: str, settings: EngineSettings) -> Engine:
         name,
         settings.engine_args(),
         device=settings.device,
+        cpu_threads=all_settings.threads(name),
         timeout_s=settings.start_timeout_s,
         turn_timeout_s=settings.turn_timeout_s,
         resumable=settings.resumable,

@@ -82,6 +82,7 @@ class VllmEngine:
         args: Mapping[str, Any],
         *,
         device: str | None = None,
+        cpu_threads: int | None = None,
         timeout_s: float = 1800.0,
         turn_timeout_s: float = 300.0,
         resumable: bool = True,
@@ -95,6 +96,7 @@ class VllmEngine:
             name: the engine's name in the configuration.
             args: fields of ``AsyncEngineArgs``; ``model`` is needed.
             device: GPU index or indices as for CUDA_VISIBLE_DEVICES; None: vLLM's choice.
+            cpu_threads: threads that it computes with on the CPU; None: one for each core.
             timeout_s: how long it may take.
             turn_timeout_s: how long the next token of a turn may take, once it runs.
             resumable: whether an answer's turns may go on in one request.
@@ -110,7 +112,9 @@ class VllmEngine:
             )
         engine_args = _engine_args(name, args)
         children = set(multiprocessing.active_children())
-        loading = asyncio.create_task(asyncio.to_thread(_construct, engine_args, device))
+        loading = asyncio.create_task(
+            asyncio.to_thread(_construct, engine_args, device, cpu_threads)
+        )
         started = False
         try:
             started = bool((await asyncio.wait({loading}, timeout=timeout_s))[0])
@@ -238,15 +242,23 @@ def unknown_args(args: Mapping[str, Any]) -> list[str]:
     return sorted(args.keys() - known)
 
 
-def _construct(args: AsyncEngineArgs, device: str | None) -> AsyncLLM:
+def _construct(args: AsyncEngineArgs, device: str | None, cpu_threads: int | None) -> AsyncLLM:
     os.environ[SERVER_PID] = str(os.getpid())
     if current_platform.is_cpu():
         # The compiled log-probability path costs seconds at the first request and saves
         # nothing measurable on the CPU.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+        # When an engine has finished a step, its threads go on spinning for milliseconds, while
+        # the other engine computes on the same cores. (libgomp's count; unset, it is 300,000.)
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         # One process an engine instead of two.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    with _visible_devices(device), _no_interrupts():
+    threads = str(cpu_threads) if cpu_threads is not None and current_platform.is_cpu() else None
+    with (
+        _environment("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", threads)),
+        _environment("CUDA_VISIBLE_DEVICES", None if device == "cpu" else device),
+        _no_interrupts(),
+    ):
         return AsyncLLM.from_engine_args(args)
 
 
@@ -263,20 +275,18 @@ def _no_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _visible_devices(device: str | None) -> Iterator[None]:
-    """CUDA_VISIBLE_DEVICES for the engine process, which inherits it when it is spawned."""
-    if device is None or device == "cpu":
-        yield
-        return
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = device
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """A variable for the engine process, which inherits it when it is spawned; None: as it is."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
+        if before is not None:
+            os.environ[name] = before
+        elif value is not None:
+            del os.environ[name]
 
 
 def _stop_ids(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -295,3 +296,13 @@ def test_a_missing_file_is_one_clear_message(tmp_path: Path, command: list[str])
     assert result.stderr.startswith("error there is no config file ")
     assert "nothing.yaml" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_engines_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)))
+    settings = config.load(config.DEFAULT_CONFIG)
+    assert [settings.threads(name) for name in settings.engines] == [3, 3]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert settings.threads("base") == 1
+    own = config.load(config.DEFAULT_CONFIG, engines__base__cpu_threads=5)
+    assert own.threads("base") == 5

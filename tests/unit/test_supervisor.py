@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from server import supervisor
-from server.config import EngineSettings, Settings
+from server.config import Settings
 from server.core import (
     AnswerRequest,
     ConfigError,
@@ -64,7 +64,7 @@ class Starter:
         self.most_at_once = 0
         self._made: dict[str, ScriptedEngine] = {}
 
-    async def __call__(self, name: str, settings: EngineSettings) -> Mortal:
+    async def __call__(self, name: str, settings: Settings) -> Mortal:
         self.starts.append((name, time.monotonic()))
         self.under_way.add(name)
         self.most_at_once = max(self.most_at_once, len(self.under_way))
@@ -75,7 +75,8 @@ class Starter:
         if self.failures.get(name):
             raise self.failures[name].pop(0)
         if name not in self._made:
-            self._made[name] = Mortal.from_folder(name, settings.model, **settings.args)
+            engine = settings.engines[name]
+            self._made[name] = Mortal.from_folder(name, engine.model, **engine.args)
         return Mortal(self._made[name].info, self._made[name].distribution)
 
     def of(self, name: str) -> list[float]:
