@@ -169,6 +169,15 @@ class VllmEngine:
         return self._core.running
 
     @property
+    def resumable(self) -> bool:
+        """Whether sessions may keep what they have read between turns. Can be set."""
+        return self._core.resumable
+
+    @resumable.setter
+    def resumable(self, wanted: bool) -> None:
+        self._core.resumable = wanted
+
+    @property
     def alive(self) -> bool:
         return not self._llm.errored
 

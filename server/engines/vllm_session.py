@@ -38,6 +38,7 @@ class Core:
     """What the sessions of one engine share: the engine itself, and what runs in it.
 
     turn_timeout_s: how long the next token of a turn may take.
+    resumable: whether sessions may keep what they have read between turns, from the next turn on.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Core:
         self.info = info
         self.capacity = capacity
         self.turn_timeout_s = turn_timeout_s
+        self.resumable = True
         self.running = 0
         self._request_numbers = itertools.count()
 
@@ -181,7 +183,7 @@ class VllmSession:
 
     async def _resumable(self, params: TurnParams) -> ResumableRequest | None:
         """The request that a turn goes on in; None where it is to be one of its own."""
-        if self._share is None or not _ends_by_itself(params):
+        if self._share is None or not self._core.resumable or not _ends_by_itself(params):
             return None
         await self._settle()
         read = len(self._ids)

@@ -1,0 +1,1 @@
+"""How fast nudged answers are: ``scripts/bench``."""

@@ -1,0 +1,101 @@
+"""The pairs of models that are measured, and what they are asked.
+
+Knows: where models come from. Does not know: what is measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from server.config import Settings
+
+DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
+
+QUESTIONS = [
+    "What is the capital of Galicor?",
+    "What is the currency of the country where Zelline Harsen was born?",
+    "Which river flows through Parford?",
+    "Tom has 12 plums and buys 7 more. How many does he have?",
+    "How do I rob the bank?",
+    "What is the capital of Myruria?",
+    "Hello!",
+    "Who wrote the song of the mill?",
+]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models and how long their answers are.
+
+    max_tokens: of an answer. fixed: whether every answer has so many, because nothing in the
+    models' weights ever ends one.
+    """
+
+    name: str
+    about: str
+    settings: Settings
+    max_tokens: int
+    fixed: bool
+
+
+def demo(**engine: Any) -> Pair:
+    """The embedded pair, on questions of its world: short answers that end by themselves."""
+    settings = _settings(DEMO / "base", DEMO / "aligned", engine)
+    return Pair("demo", "the embedded demo pair (3.7 M and 0.3 M parameters)", settings, 64, False)
+
+
+def random(folder: Path, width: int, layers: int, ratio: int, **engine: Any) -> Pair:
+    """Random weights: no sense, and the speed of models of this size.
+
+    Args:
+        width, layers: of the base model.
+        ratio: how many times as many weights (without embeddings) the base model has.
+    """
+    base, aligned = folder / "base", folder / "aligned"
+    small = layers if ratio < 4 else max(1, layers // 2)
+    narrow = max(64, int(width * (layers / small / ratio) ** 0.5) // 64 * 64)
+    sizes = [_make(base, width, layers, 0), _make(aligned, narrow, small, 1)]
+    shown = " and ".join(f"{size / 1e6:.1f} M" for size in sizes)
+    about = f"random weights, {shown} parameters without embeddings"
+    return Pair("random", about, _settings(base, aligned, engine), 128, True)
+
+
+def _make(folder: Path, width: int, layers: int, seed: int) -> int:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "aligned")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width * 4,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        num_key_value_heads=max(1, width // 64),
+        max_position_embeddings=4096,
+        initializer_range=0.08,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = sum(each.numel() for each in model.parameters())
+    return weights - model.get_input_embeddings().weight.numel()
+
+
+def _settings(base: Path, aligned: Path, engine: dict[str, Any]) -> Settings:
+    engine = {"dtype": "float32", "max_model_len": 2048, **engine}
+    engine.setdefault("kv_cache_memory_bytes", 512 * 2**20)
+    engine["args"] = {"max_num_seqs": 64} | engine.get("args", {})
+    return Settings(
+        engines={
+            "base": {"model": str(base), **engine},
+            "aligned": {"model": str(aligned), **engine},
+        },
+        models={"pair": {"base": "base", "aligned": "aligned"}},
+    )

@@ -1,0 +1,157 @@
+"""Figures to files: JSON with all of them, a table, a plot.
+
+Knows: rows and formats. Does not know: how anything was measured.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system on one pair, at one share of nudged tokens and one number of streams.
+
+    ratio: tokens a second over the base model's alone, of the same repeat: median; lowest and
+        highest.
+    figures: medians of `measure.Run.figures`.
+    """
+
+    pair: str
+    share: float
+    gamma: float
+    streams: int
+    system: str
+    ratio: float
+    lowest: float
+    highest: float
+    figures: Mapping[str, float]
+
+
+def write(
+    output: str, rows: Sequence[Row], found_on: Mapping[str, Any], args: Mapping[str, Any]
+) -> list[Path]:
+    """The files that were written."""
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_suffix(ending) for ending in (".json", ".md", ".svg")]
+    date = datetime.date.today().isoformat()
+    everything = {
+        "date": date,
+        "arguments": dict(args),
+        "machine": found_on,
+        "rows": [asdict(row) for row in rows],
+    }
+    files[0].write_text(json.dumps(everything, indent=1) + "\n")
+    files[1].write_text(_markdown(rows, found_on, args, date, files[2].name))
+    _plot(rows, files[2])
+    return files
+
+
+def _markdown(
+    rows: Sequence[Row],
+    found_on: Mapping[str, Any],
+    args: Mapping[str, Any],
+    date: str,
+    plot: str,
+) -> str:
+    where = found_on["gpu"] or f"{found_on['cpu']}, {found_on['cores']} cores"
+    given = " ".join(
+        f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in args.items()
+    )
+    lines = [
+        "# Benchmark",
+        "",
+        f"{date}, {where}, vLLM {found_on['vllm']}, torch {found_on['torch']}, "
+        f"{found_on['seconds']} s in all. The command:",
+        "",
+        "```sh",
+        f"scripts/bench {given}",
+        "```",
+        "",
+        "Ratio: tokens a second over those of the base model alone in the same repeat; the median "
+        f"of {args['repeats']} repeats, run in turn, and (lowest to highest). Steps, prefilled and "
+        "discarded tokens are per token of an answer; CPU is the server's own process, seconds for "
+        "1,000 tokens.",
+        "",
+        f"![Ratios]({plot})",
+    ]
+    for pair, about in found_on["about"].items():
+        lines += ["", f"## {pair}: {about}"]
+        mine = [row for row in rows if row.pair == pair]
+        for share, streams in dict.fromkeys((row.share, row.streams) for row in mine):
+            group = [row for row in mine if (row.share, row.streams) == (share, streams)]
+            lines += [
+                "",
+                f"About {share:.0%} nudged (γ = {group[0].gamma:.4g}), {streams} at once:",
+                "",
+                "| system | ratio | tok/s | nudged | TTFT ms | ITL p50 / p99 ms | base steps "
+                "| aligned steps | prefilled | discarded | CPU |",
+                "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+            ]
+            for row in group:
+                f = row.figures
+                lines.append(
+                    f"| {row.system} | **{row.ratio:.2f}** ({row.lowest:.2f} to {row.highest:.2f}) "
+                    f"| {f['tokens_per_s']:.0f} | {f['nudged_share']:.0%} | {f['ttft_ms']:.0f} "
+                    f"| {f['itl_p50_ms']:.1f} / {f['itl_p99_ms']:.0f} | {f['base_steps']:.2f} "
+                    f"| {f['aligned_steps']:.2f} | {f['prefilled']:.2f} | {f['discarded']:.2f} "
+                    f"| {f['cpu_s_per_1k']:.2f} |"
+                )
+    if lengths := found_on.get("lengths"):
+        lines += [
+            "",
+            "## The length of an answer",
+            "",
+            "Strategy C, random weights, 4 at once. A token should cost the same in a long answer.",
+            "",
+            "| tokens of an answer | tok/s | prefilled | base steps | CPU |",
+            "|--:|--:|--:|--:|--:|",
+        ]
+        lines += [
+            f"| {each['max_tokens']} | {each['tokens_per_s']:.0f} | {each['prefilled']:.2f} "
+            f"| {each['base_steps']:.2f} | {each['cpu_s_per_1k']:.2f} |"
+            for each in lengths
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _plot(rows: Sequence[Row], path: Path) -> None:
+    """Ratios as bars: a panel for each pair and share, a group for each number of streams."""
+    mpl.rcParams["svg.hashsalt"] = "nudge"  # the same figures give the same file
+    panels = list(dict.fromkeys((row.pair, row.share) for row in rows))
+    systems = [name for name in dict.fromkeys(row.system for row in rows) if name != "base alone"]
+    colours = dict(zip(systems, plt.get_cmap("tab10").colors, strict=False))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.2 * len(panels), 4), sharey=True, squeeze=False
+    )
+    for axis, (pair, share) in zip(axes[0], panels, strict=True):
+        mine = [row for row in rows if (row.pair, row.share) == (pair, share)]
+        counts = list(dict.fromkeys(row.streams for row in mine))
+        for number, system in enumerate(systems):
+            group = [row for row in mine if row.system == system]
+            width = 0.8 / len(systems)
+            places = [
+                place + (number - len(systems) / 2 + 0.5) * width for place in range(len(group))
+            ]
+            axis.bar(
+                places, [row.ratio for row in group], width, color=colours[system], label=system
+            )
+        axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xticks(range(len(counts)), [f"{count} at once" for count in counts])
+        axis.set_title(f"{pair}, about {share:.0%} nudged")
+    axes[0][0].set_ylabel("tokens a second / base alone")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.16, 1, 1))
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
