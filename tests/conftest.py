@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from server.config import load
 from server.registry import Registry
@@ -24,6 +25,14 @@ from server.registry import Registry
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo"
 CONFIGS = ROOT / "configs"
+
+REPEATABLE = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+"""Of laws about a live server: the same examples every time, however long each takes."""
 
 
 @pytest.fixture(scope="session")

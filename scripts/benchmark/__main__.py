@@ -124,10 +124,10 @@ async def bench(args: argparse.Namespace) -> None:
             await registry.start(lambda engine, state, _: out.print(f"  {state} {engine}"))
             try:
                 idle = memory_mib()
-                rows += await compare(registry, pair, args, args.shares)
+                mine = await compare(registry, pair, args, args.shares)
+                rows += mine
                 if pair.fixed:
-                    gamma, _ = await gamma_for(registry, pair, args.shares[0])
-                    extra["lengths"] = await lengths(registry, pair, gamma)
+                    extra["lengths"] = await lengths(registry, pair, mine[0].gamma)
                 extra[f"rss_mib_{pair.name}"] = {"idle": idle, "after": memory_mib()}
             finally:
                 await registry.aclose()

@@ -152,8 +152,9 @@ class VllmEngine:
                 stop_ids=_stop_ids(model, tokenizer),
             )
             processes = [each for each in multiprocessing.active_children() if each not in children]
-            capacity = Capacity.of(llm.vllm_config, resumable)
-            engine = cls(Core(llm, info, capacity, turn_timeout_s), processes)
+            core = Core(llm, info, Capacity.of(llm.vllm_config), turn_timeout_s)
+            engine = cls(core, processes)
+            engine.resumable = resumable
             await engine._warm_up()
         except BaseException:
             await _shut_down(llm)

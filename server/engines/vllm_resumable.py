@@ -12,7 +12,6 @@ kills the engine for everybody.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -44,13 +43,12 @@ class Capacity:
         self._places = max(0, places)
 
     @classmethod
-    def of(cls, config: VllmConfig, wanted: bool) -> Capacity:
+    def of(cls, config: VllmConfig) -> Capacity:
         """None at all where resumable requests can't be had, or their size isn't known."""
         cache, most = config.cache_config, config.scheduler_config.max_num_seqs
         size = int(cache.block_size)
         if (
-            not wanted
-            or StreamingInput is None
+            StreamingInput is None
             or config.parallel_config.data_parallel_size > 1
             or config.model_config.is_hybrid
         ):
@@ -94,11 +92,9 @@ class ResumableRequest:
         ended with is none of them: vLLM drops it.
     """
 
-    _numbers = itertools.count()
-
-    def __init__(self, llm: AsyncLLM, name: str) -> None:
+    def __init__(self, llm: AsyncLLM, request_id: str) -> None:
         self._llm = llm
-        self._id = f"{name}-kept-{next(self._numbers)}"
+        self._id = request_id
         self._inputs: asyncio.Queue[Any] = asyncio.Queue()
         self._outputs: AsyncGenerator[vllm.RequestOutput] | None = None
         self.length = 0

@@ -196,7 +196,7 @@ class VllmSession:
             self._share = None
             return None
         if self._kept is None:
-            self._kept = ResumableRequest(self._core.llm, self._core.info.name)
+            self._kept = ResumableRequest(self._core.llm, self._core.next_request_id())
         return self._kept
 
     async def _settle(self) -> None:

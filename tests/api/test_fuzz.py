@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import Server
+from tests.conftest import REPEATABLE, Server
 
 Json = dict[str, Any]
 
@@ -142,13 +142,7 @@ def bodies(draw: st.DrawFn, path: str) -> bytes:
     return data
 
 
-LAW = settings(
-    max_examples=100,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+LAW = settings(REPEATABLE, max_examples=100)
 
 
 def check_error(response: httpx.Response) -> None:

@@ -15,7 +15,7 @@ import httpx
 import jsonschema_rs
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from server.api.app import create_app
 from server.config import load
 from server.registry import Registry
-from tests.conftest import ROOT, Server
+from tests.conftest import REPEATABLE, ROOT, Server
 
 Json = dict[str, Any]
 
@@ -54,13 +54,7 @@ SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 OPERATIONS = [
     (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods
 ]
-LAW = settings(
-    max_examples=25,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+LAW = settings(REPEATABLE, max_examples=25)
 
 
 def nodes(node: Any) -> Iterator[Json]:
