@@ -108,6 +108,17 @@ async def test_nothing_is_read_twice(registry: Registry, pair: str):
     assert rounds > 10
 
 
+async def test_it_can_be_switched_off(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> bool:
+        raise AssertionError("a place was asked for")
+
+    monkeypatch.setattr(Capacity, "grow", refuse)
+    for engine in registry.engines.values():
+        monkeypatch.setattr(engine, "resumable", False)
+    _, end = await told(registry, "demo", QUESTIONS[0], gamma=0.97)
+    assert end.stop_reason == "aligned_end"
+
+
 async def test_a_turn_longer_than_a_grant_goes_on(registry: Registry, monkeypatch):
     monkeypatch.setattr("server.engines.vllm_session.AHEAD", 8)
     request = AnswerRequest(GREEDY, max_tokens=100, ignore_eos=True)

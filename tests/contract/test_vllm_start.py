@@ -37,7 +37,7 @@ async def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process():
 
 
 async def test_extra_engine_arguments_reach_vllm():
-    engine = await VllmEngine.start("x", ARGS | {"max_num_seqs": 3, "seed": 5})
+    engine = await VllmEngine.start("x", ARGS | {"max_num_seqs": 3, "seed": 5}, resumable=False)
     try:
         config = engine._llm.vllm_config
         assert config.scheduler_config.max_num_seqs == 3
@@ -45,5 +45,6 @@ async def test_extra_engine_arguments_reach_vllm():
         assert config.cache_config.enable_prefix_caching
         assert engine.info.context_length == 64
         assert engine.alive
+        assert not engine.resumable
     finally:
         await engine.aclose()
