@@ -1,0 +1,44 @@
+"""The command line: ``nudge COMMAND``. A module for each command.
+
+Knows: which commands there are. Does not know: what any of them does.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from server import __version__
+from server.cli.check import check_config
+from server.cli.serve import serve
+from server.cli.terminal import out
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="An OpenAI-compatible server that turns any base language model into a chat model.",
+)
+
+
+def version(show: bool) -> None:
+    if show:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Nudging: a small aligned model helps a big base model where it is uncertain."""
+
+
+app.command()(serve)
+app.command("check-config")(check_config)
+
+
+def run() -> None:
+    app(prog_name="nudge")

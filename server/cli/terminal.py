@@ -1,0 +1,39 @@
+"""What every command shares: the terminal's two streams, and how a configuration is read.
+
+Knows: how a person is told something. Does not know: any command.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from server import config
+from server.core import ConfigError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="The YAML file that names engines and models.")
+]
+ConfigArgument = Annotated[
+    Path, typer.Argument(help="The YAML file that names engines and models.")
+]
+
+
+def load(path: Path, **flags: object) -> config.Settings:
+    """A configuration. Says what is wrong with it, and ends the command (exit code 2)."""
+    try:
+        return config.load(path, **flags)
+    except ConfigError as problem:
+        say_error(str(problem))
+        raise typer.Exit(2) from None
+
+
+def say_error(message: str) -> None:
+    err.print(f"[red]error[/red] {escape(message)}", soft_wrap=True)
