@@ -13,6 +13,7 @@ The only place that knows both the policy and the engines. Does not know: OpenAI
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -109,8 +110,12 @@ def _release(held: deque[Piece], free: int) -> list[Piece]:
 
 
 class Nudged:
-    """An answer by the policy ``nudging``."""
+    """An answer by the policy ``nudging``.
 
+    goes_ahead: whether the base model may write on while the aligned model still looks ahead.
+    """
+
+    goes_ahead = True
     rewrites = False
     text: str | None = None
 
@@ -137,6 +142,8 @@ class Nudged:
         self._draft: Token | None = None
         self._draft_ends = False
         self._limit = request.max_tokens or UNLIMITED
+        # The base model's next turn, where it runs before the aligned model's is over.
+        self._ahead: Ahead | None = None
 
     @property
     def stop_reason(self) -> StopReason:
@@ -160,6 +167,7 @@ class Nudged:
                     async for piece in pieces:
                         yield piece
         finally:
+            await self._forget_ahead()
             await self.base.session.aclose()
             await self.aligned.session.aclose()
 
@@ -213,12 +221,12 @@ class Nudged:
 
     async def _base_turn(self) -> AsyncGenerator[Piece]:
         base, policy = self.base, self.policy
-        await base.catch_up()
         lowest = 1.0
         tokens: list[Token] = []  # of the piece being made: one, or those of one character
         scored: list[ScoredToken] = []
-        params = self._turn(self.left, stop_below=self.policy.gamma)
-        async with aclosing(base.session.generate(params)) as events:
+        ahead, self._ahead = self._ahead, None
+        turn = ahead.events() if ahead is not None else await self._begin_base_turn()
+        async with aclosing(turn) as events:
             async for event in events:
                 if isinstance(event, TurnEnd):
                     if event.reason == "length":
@@ -244,6 +252,10 @@ class Nudged:
                     break
         base.rest()
 
+    async def _begin_base_turn(self) -> AsyncGenerator[Token | TurnEnd]:
+        await self.base.catch_up()
+        return self.base.session.generate(self._turn(self.left, stop_below=self.policy.gamma))
+
     def _at_stop_token(self, end: TurnEnd) -> bool:
         """Whether one of the request's ``stop_token_ids`` ended a turn."""
         drawn = end.rejected
@@ -263,12 +275,22 @@ class Nudged:
         if self._draft_ends:
             self.policy.aligned_ended()
             return
-        aligned = self.aligned
-        await aligned.catch_up()
+        await self.aligned.catch_up()
         if self.policy.end_lookahead:
-            tokens, end = await self._look_ahead()
-        else:
-            tokens, end = await self._word()
+            async with aclosing(self._look_ahead()) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        tokens, end = await self._word()
+        text, word = self._commit(tokens)
+        if word is not None:
+            yield word
+        self._after_word(text, tokens, end)
+
+    def _commit(self, tokens: list[Token]) -> tuple[str, Piece | None]:
+        """Tokens of the aligned model that are part of the answer, as text and as a piece. Those
+        without text are none."""
+        aligned = self.aligned
         text = ""
         scored: list[ScoredToken] = []
         before = aligned.tokens
@@ -278,14 +300,12 @@ class Nudged:
             if self.request.top_logprobs is not None:
                 scored.append(aligned.scored(token, new))
         aligned.rest()
-        if text:
-            count = aligned.tokens - before
-            first = tokens[0].top_prob
-            yield Piece(text, "aligned", first, count, self._rejected, tuple(scored[:count]))
-            self._rejected = None
-        else:
-            aligned.tokens = before  # tokens without text are no part of the answer
-        self._after_word(text, tokens, end)
+        if not text:
+            aligned.tokens = before
+            return text, None
+        count, first = aligned.tokens - before, tokens[0].top_prob
+        rejected, self._rejected = self._rejected, None
+        return text, Piece(text, "aligned", first, count, rejected, tuple(scored[:count]))
 
     def _after_word(self, text: str, tokens: list[Token], end: TurnEnd) -> None:
         """Tell the policy what the aligned model did."""
@@ -327,28 +347,59 @@ class Nudged:
         params = self._turn(most, word=tuple(token.id for token in tokens))
         return await self._collect(params, tokens)
 
-    async def _look_ahead(self) -> tuple[list[Token], TurnEnd]:
+    async def _look_ahead(self) -> AsyncGenerator[Piece]:
         """Draft ``end_lookahead`` tokens: the whole ending if the turn ends within them, and
-        otherwise the first word of them."""
-        params = self._turn(min(self.policy.end_lookahead, self.left))
-        tokens, end = await self._collect(params, [])
-        if end.reason == "stop" and not self._at_stop_token(end):
-            return tokens, end
+        otherwise the first word of them.
+
+        The word is committed either way. So the base model goes on behind it while the rest is
+        drafted; what it writes is taken, or forgotten, when that is known.
+        """
         word, part = Word(self.aligned.tokenizer), Part.INSIDE
-        for count, token in enumerate(tokens[:WORD_TOKENS]):
-            part = word.push(token.id)
-            if part is not Part.INSIDE:
-                kept = count + (part is Part.LAST)
-                break
-        else:
+        tokens: list[Token] = []
+        kept: int | None = None  # of them, in the first word
+        text = ""
+        params = self._turn(min(self.policy.end_lookahead, self.left))
+        async with aclosing(self.aligned.session.generate(params)) as events:
+            async for event in events:
+                if isinstance(event, TurnEnd):
+                    end = event
+                    break
+                tokens.append(event)
+                if kept is not None or len(tokens) > WORD_TOKENS:
+                    continue
+                part = word.push(event.id)
+                if part is not Part.INSIDE:
+                    kept = len(tokens) - (part is Part.BEYOND)
+                    text, piece = self._commit(tokens[:kept])
+                    await self._let_base_go_ahead()
+                    if piece is not None:
+                        yield piece
+        if end.reason == "stop" and not self._at_stop_token(end):
+            await self._forget_ahead()
+            rest, piece = self._commit(tokens[kept or 0 :])
+            text += rest
+        elif kept is not None:
+            self.aligned.take_back(len(tokens) - kept)
+            end, piece = TurnEnd("word"), None
+        else:  # no word's end in sight
             kept = min(len(tokens), WORD_TOKENS)
-        self.aligned.take_back(len(tokens) - kept)
-        if kept < len(tokens) or part is Part.LAST:
-            return tokens[:kept], TurnEnd("word")
-        if end.reason == "stop" and end.rejected is not None:  # one of the stop_token_ids
-            inside = word.push(end.rejected.id) is not Part.BEYOND
-            return tokens, end if inside else TurnEnd("word")
-        return tokens, TurnEnd(end.reason)
+            text, piece = self._commit(tokens[:kept])
+            self.aligned.take_back(len(tokens) - kept)
+            drawn = end.rejected if end.reason == "stop" else None  # one of the stop_token_ids
+            if kept < len(tokens) or (drawn and word.push(drawn.id) is Part.BEYOND):
+                end = TurnEnd("word")
+        if piece is not None:
+            yield piece
+        self._after_word(text, tokens, end)
+
+    async def _let_base_go_ahead(self) -> None:
+        if self.goes_ahead and self.policy.base_may_speak and self.left > 0:
+            self._ahead = Ahead(await self._begin_base_turn())
+
+    async def _forget_ahead(self) -> None:
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            await ahead.aclose()
 
     async def _collect(
         self, params: TurnParams, tokens: list[Token]
@@ -359,3 +410,24 @@ class Nudged:
                     return tokens, event
                 tokens.append(event)
         raise RuntimeError("the engine's turn ended without saying how")  # its contract, 1
+
+
+class Ahead:
+    """A turn that runs already. From its first event on, the engine doesn't wait for a reader."""
+
+    def __init__(self, turn: AsyncGenerator[Token | TurnEnd]) -> None:
+        self._turn = turn
+        self._first = asyncio.ensure_future(anext(turn))
+
+    async def events(self) -> AsyncGenerator[Token | TurnEnd]:
+        try:
+            yield await self._first
+            async for event in self._turn:
+                yield event
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        self._first.cancel()
+        await asyncio.gather(self._first, return_exceptions=True)
+        await self._turn.aclose()

@@ -307,3 +307,19 @@ async def test_a_lookahead_takes_the_whole_ending(registry: Registry):
         ahead = await answer(nudged(registry, "demo", question, gamma=0.5, end_lookahead=60))
         assert text(ahead[0]) == text(own[0])
         assert ahead[1].stop_reason == "aligned_end"
+
+
+@pytest.mark.parametrize("pair", ["demo", "cross"])
+async def test_what_is_written_during_a_lookahead_is_what_would_be_written_after_it(
+    registry: Registry, pair: str
+):
+    for question in QUESTIONS:
+        for gamma in SOME_GAMMAS:
+            found = []
+            for ahead in (False, True):
+                writer = nudged(registry, pair, question, gamma=gamma, end_lookahead=6)
+                assert isinstance(writer, Nudged)
+                writer.goes_ahead = ahead
+                pieces, end = await answer(writer)
+                found.append((text(pieces), end.stop_reason, end.usage.nudged_share))
+            assert found[0] == found[1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import random
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -12,6 +14,7 @@ from server.baselines import Alone, Referenced
 from server.core import (
     AnswerRequest,
     ContextLengthExceeded,
+    EngineUnavailable,
     Finished,
     NudgingConfig,
     Piece,
@@ -120,6 +123,105 @@ async def test_what_was_looked_at_and_not_taken_is_in_no_context():
     answer = "".join([piece.text async for piece in writer.pieces()])
     assert answer == text
     assert aligned.info.tokenizer.decode(writer.aligned.session._output) == text
+
+
+@functools.cache
+def words() -> tuple[Tokenizer, list[int]]:
+    """A tokenizer, and its tokens that have a text."""
+    tokenizer = Tokenizer.load(str(DEMO / "aligned"))
+    return tokenizer, [i for i in range(tokenizer.size) if tokenizer.token_bytes(i)]
+
+
+def noisy(seed: int) -> ScriptedEngine:
+    """Tokens that depend on all that was written and on nothing else, often half characters."""
+    tokenizer, ids = words()
+    end = tokenizer.chat.eos_token_id
+
+    def distribution(prompt, output):
+        draws = random.Random(repr([seed, *output]))
+        if draws.random() < 0.04:
+            return [(end, 1.0)]
+        return [(draws.choice(ids), draws.random())]
+
+    info = EngineInfo("scripted", "noise", 512, tokenizer, (end,))
+    return ScriptedEngine(info, distribution)
+
+
+@pytest.mark.parametrize("lookahead", [2, 5, 16])
+async def test_going_ahead_changes_no_text(lookahead: int):
+    went = 0
+    for seed in range(40):
+        found = []
+        for ahead in (False, True):
+            base, aligned = noisy(seed), noisy(-seed)
+            config = NudgingConfig(gamma=0.5, end_lookahead=lookahead)
+            request = replace(GREEDY, max_tokens=40, stop_token_ids=(300, 301, 302))
+            writer = Nudged(base, aligned, PromptPair(("a",), ("b",)), request, config)
+            writer.goes_ahead = ahead
+            pieces = [piece async for piece in writer.pieces()]
+            usage = writer.usage()
+            found.append(
+                (
+                    "".join(piece.text for piece in pieces),
+                    writer.stop_reason,
+                    usage.base_tokens,
+                    usage.aligned_tokens,
+                    usage.rounds,
+                )
+            )
+            went += ahead and usage.base_steps > 0
+            assert not base.running
+        assert found[0] == found[1]
+    assert went > 10
+
+
+async def test_the_first_word_is_out_and_the_base_model_writes_while_the_lookahead_runs():
+    text = "A b c d e f g h i j k l m n o p"
+    base, aligned = engine((text, 0.9)), engine((text, 0.9))
+    seen: list[tuple[int, int]] = []
+    plain = aligned.distribution
+
+    def watched(prompt, output):
+        seen.append((writer.aligned.session.steps, writer.base.session.steps))
+        return plain(prompt, output)
+
+    aligned.distribution = watched
+    config = NudgingConfig(end_lookahead=8)
+    writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, config)
+    async with aclosing(writer.pieces()) as pieces:
+        first = await anext(pieces)
+        assert (first.text, first.speaker) == ("A", "aligned")
+        assert writer.aligned.session.steps < 8
+        second = await anext(pieces)
+        assert (second.text, second.speaker) == (" b", "base")
+    assert seen[7] == (8, 1)
+
+
+@pytest.mark.parametrize("taken", [1, 2])
+async def test_whoever_leaves_during_a_lookahead_stops_both(taken: int):
+    text = "A b c d e f g h i j k l m n o p"
+    base, aligned = engine((text, 0.9)), engine((text, 0.9))
+    base.step_s = aligned.step_s = 0.001
+    config = NudgingConfig(end_lookahead=8)
+    writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, config)
+    async with aclosing(writer.pieces()) as pieces:
+        for _ in range(taken):
+            await anext(pieces)
+    assert base.running == aligned.running == 0
+    assert writer.base.session.closed
+    assert writer.aligned.session.closed
+
+
+async def test_what_the_base_model_wrote_ahead_of_an_ending_is_forgotten():
+    """Even its death is."""
+    base, aligned = engine(("A b c d", 0.9)), engine(("A b c d", 0.9))
+    base.dies_after = 0
+    spans, finished = await told(base, aligned, end_lookahead=16)
+    assert spans == [("aligned", "A b c d")]
+    assert finished.stop_reason == "aligned_end"
+    with pytest.raises(EngineUnavailable):
+        await told(base, aligned, end_lookahead=3)
+    assert base.running == aligned.running == 0
 
 
 async def test_special_tokens_reach_neither_the_answer_nor_the_other_model():
