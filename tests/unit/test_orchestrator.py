@@ -207,6 +207,7 @@ async def test_whoever_leaves_during_a_lookahead_stops_both(taken: int):
     async with aclosing(writer.pieces()) as pieces:
         for _ in range(taken):
             await anext(pieces)
+        await asyncio.sleep(0)  # the base model's turn has begun
     assert base.running == aligned.running == 0
     assert writer.base.session.closed
     assert writer.aligned.session.closed
