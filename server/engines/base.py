@@ -17,6 +17,8 @@ The contract, which ``tests/contract`` holds every implementation to:
 6. Closing the generator aborts the work in the engine at once; ``aclose`` of the session does
    too, any number of times.
 7. ``extend`` never changes what was read before: contexts only grow, apart from ``drop``.
+8. ``check`` gives what greedy turns of one token would give at each position of a draft, in one
+   forward pass, and leaves the context as it was.
 
 How a session keeps its KV (prefix cache, resumable request, remote slot) is the engine's own
 business. Does not know: the policy, HTTP, any implementation.
@@ -125,9 +127,9 @@ class EngineInfo:
 class Session(Protocol):
     """One model's side of one answer.
 
-    length: ids in the context now. steps: decode positions computed so far, as far as this
-    side has seen them. prefilled: ids read so far that were given and not written here, whenever
-    they were not in the KV cache (any more).
+    length: ids in the context now. steps: decode steps so far, as far as this side has seen
+    them; a ``check`` is one. prefilled: ids read so far that were given and not written here,
+    whenever they were not in the KV cache (any more); a checked draft among them.
     """
 
     @property
@@ -140,6 +142,22 @@ class Session(Protocol):
     def prefilled(self) -> int: ...
 
     def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]: ...
+
+    async def check(self, draft: TokenIds, top: int) -> list[Token]:
+        """The model's likeliest tokens after the context and after each token of a draft.
+
+        Not while a turn runs. At least one token, and at most one more than the draft has: what
+        the engine can't tell in this pass is left out at the end, and what the context has no
+        room for.
+
+        Args:
+            draft: ids that are not in the context.
+            top: alternatives to report at each position, ≥ 1.
+
+        Returns:
+            Tokens whose ``id`` is the likeliest one's; entry i is for the position after i ids of
+            the draft.
+        """
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
         """Take back the last ``drop`` yielded tokens, then append text of the other model."""

@@ -191,6 +191,25 @@ class ScriptedSession:
         finally:
             engine.running -= 1
 
+    async def check(self, draft: TokenIds, top: int) -> list[Token]:
+        engine = self._engine
+        self.prefilled += self._unread + len(draft)
+        self._unread = 0
+        engine.running += 1
+        try:
+            await asyncio.sleep(engine.step_s)
+            if self.steps == engine.dies_after:
+                raise EngineUnavailable(f"engine {engine.info.name!r} died")
+        finally:
+            engine.running -= 1
+        self.steps += 1
+        tokens = []
+        for count in range(min(len(draft) + 1, engine.info.context_length - self.length)):
+            candidates = engine.distribution(self._prompt, self._output + draft[:count])
+            best = tuple((i, math.log(p)) for i, p in candidates[:top] if p > 0)
+            tokens.append(Token(*best[0], best))
+        return tokens
+
     def _allowed(
         self, candidates: Sequence[tuple[int, float]], params: TurnParams
     ) -> list[tuple[int, float]]:

@@ -179,6 +179,50 @@ class VllmSession:
                     given = 0
                 yield output
 
+    async def check(self, draft: TokenIds, top: int) -> list[Token]:
+        core, length = self._core, len(self._ids)
+        await self._forget()
+        draft = draft[: core.info.context_length - length - 1]
+        core.running += 1
+        try:
+            while True:
+                output = await self._checked(draft, top)
+                self.steps += 1
+                cached = output.num_cached_tokens or 0
+                self.prefilled += length + len(draft) - cached
+                if not draft or cached < length:
+                    break
+                # Somebody else wrote the same before, so the engine reads some of the draft in
+                # its cache, and doesn't compute what was asked. It has whole blocks only.
+                size = core.capacity.block_size
+                draft = draft[: max(0, -(-length // size) * size - length)]
+        except EngineDeadError as error:
+            raise EngineUnavailable(f"engine {core.info.name!r} died") from error
+        finally:
+            core.running -= 1
+        # One entry for each id of prompt and draft: what the model says of it.
+        said = [] if output.prompt_logprobs is None else output.prompt_logprobs[length:]
+        found = [_likeliest(logprobs, top) for logprobs in said]
+        return [*found, _likeliest(output.outputs[0].logprobs[0], top)]
+
+    async def _checked(self, draft: TokenIds, top: int) -> vllm.RequestOutput:
+        """A request that reads a draft behind the context, and draws one token."""
+        core = self._core
+        sampling = vllm.SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            logprobs=top,
+            prompt_logprobs=top if draft else None,
+            # What is in the cache has no log probabilities. Those of the draft will do.
+            skip_reading_prefix_cache=False,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = TokensPrompt(prompt_token_ids=[*self._ids, *draft])
+        request = core.llm.generate(prompt, sampling, core.next_request_id())
+        async with contextlib.aclosing(request) as outputs, core.in_time():
+            return await anext(outputs)
+
     # -- what is kept between turns ----------------------------------------------------------
 
     async def _resumable(self, params: TurnParams) -> ResumableRequest | None:
@@ -287,6 +331,11 @@ def _turn_end(last: Token, params: TurnParams, info: EngineInfo, word: Word | No
 def _token(number: int, logprobs: Mapping[int, Any], top: int) -> Token:
     ranked = sorted(((i, each.logprob) for i, each in logprobs.items()), key=lambda e: -e[1])
     return Token(number, logprobs[number].logprob, tuple(ranked[:top]))
+
+
+def _likeliest(logprobs: Mapping[int, Any], top: int) -> Token:
+    best = tuple(sorted(((i, e.logprob) for i, e in logprobs.items()), key=lambda e: -e[1])[:top])
+    return Token(*best[0], best)
 
 
 def _ends_by_itself(params: TurnParams) -> bool:

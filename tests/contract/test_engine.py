@@ -243,3 +243,76 @@ async def test_many_turns_at_once_are_what_each_is_alone(engine: Engine):
     for (tokens, end), (tokens_, end_) in zip(alone, together, strict=True):
         assert ids(tokens) == ids(tokens_)
         assert end.reason == end_.reason
+
+
+async def one_token(engine: Engine, context: list[int], top: int) -> Token:
+    session = engine.open(context)
+    tokens, end = await run(session, TurnParams(GREEDY, max_tokens=1, top=top))
+    await session.aclose()
+    found = tokens[0] if tokens else end.rejected
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("drafted", [0, 1, 5, 40])
+async def test_8_a_draft_is_checked_at_each_of_its_positions(
+    engine: Engine, prompt: str, drafted: int
+):
+    """Also where the model would have written something else, and where its cache has it all."""
+    tokenizer = engine.info.tokenizer
+    text = " The river Ossa flows through Parford, and then it is Zelline who sings. Hello?" * 3
+    draft = tokenizer.encode_text(text)[:drafted]
+    context = tokenizer.encode_prompt(f"{prompt} {drafted}")
+    expected = [
+        await one_token(engine, [*context, *draft[:count]], 3) for count in range(drafted + 1)
+    ]
+    session = engine.open(context)
+    checked = await session.check(draft, 3)
+    assert 1 <= len(checked) <= drafted + 1
+    assert session.length == len(context)
+    assert session.steps >= 1
+    assert not engine.running
+    for got, wanted in zip(checked, expected, strict=False):
+        assert got.id == got.top[0][0] == wanted.id
+        assert [i for i, _ in got.top] == [i for i, _ in wanted.top]
+        assert [p for _, p in got.top] == pytest.approx([p for _, p in wanted.top], abs=1e-3)
+        assert got.logprob == pytest.approx(wanted.logprob, abs=1e-4)
+    # What was checked is not in the context: it goes on as if nothing had been.
+    after, _ = await run(session, TurnParams(GREEDY, max_tokens=3))
+    assert ids(after)[:1] in ([expected[0].id], [])
+    await session.aclose()
+
+
+async def test_8_a_new_draft_is_checked_to_its_end(engine: Engine):
+    """Nobody wrote it before, so no cache has it."""
+    tokenizer = engine.info.tokenizer
+    context = tokenizer.encode_prompt("A question of its own, for this test alone:")
+    session = engine.open(context)
+    draft = tokenizer.encode_text(" what never was said here or anywhere else before")
+    assert len(await session.check(draft, 1)) == len(draft) + 1
+    assert session.steps == 1
+    await session.extend(draft[:2])
+    assert len(await session.check(draft[2:], 1)) >= 1
+    await session.aclose()
+
+
+async def test_8_a_check_after_a_turn_and_a_turn_after_a_check(engine: Engine):
+    whole = await plain(engine, PROMPTS[0], 12)
+    session = opened(engine, PROMPTS[0])
+    first, _ = await run(session, TurnParams(GREEDY, max_tokens=4, stop_below=0.0))
+    checked = await session.check(ids(whole)[len(first) : len(first) + 3], 1)
+    known = ids(whole)[len(first) :]
+    assert ids(checked)[: len(known)] == known[: len(checked)]
+    rest, _ = await run(session, TurnParams(GREEDY, max_tokens=4, stop_below=0.0))
+    assert ids([*first, *rest]) == ids(whole)[: len(first) + len(rest)]
+    await session.aclose()
+
+
+async def test_8_a_draft_that_fills_the_context_is_cut(engine: Engine):
+    length = engine.info.context_length - 3
+    session = engine.open([*engine.info.tokenizer.encode_prompt("Once"), *[70] * length][:length])
+    room = engine.info.context_length - session.length
+    assert 1 <= len(await session.check([71] * 20, 1)) <= room
+    assert not engine.running
+    await session.aclose()
