@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import (
@@ -152,6 +153,16 @@ class ModelSettings(_Frozen):
     """Who answers in NAME's place while the base engine is dead; unset: nobody (503)."""
     tools: Literal["refuse", "unseen"] = "refuse"
     """A chat that offers tools: an error, or answered by models that don't see them."""
+    verify: Literal["off", "auto", "on"] = "off"
+    """Whether the base model checks drafts of the aligned model, several tokens in one step."""
+    verify_tokens: int = Field(8, ge=1, le=64)
+    """Of a draft."""
+
+    @field_validator("verify", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """YAML takes a bare ``on`` or ``off`` for a truth value."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 class ServerSettings(_Frozen):

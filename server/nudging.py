@@ -15,7 +15,7 @@ The rules, all of them:
  3. Only the aligned model ends an answer: a base model has no sense of ending.
  4. A *round* is one nudge (consecutive words of the aligned model) and the base span after it.
     Guards: the same round text four times running, or more than ``max_rounds`` rounds, ends
-    the answer. An empty round counts.
+    the answer. An empty round counts, and a word without text ends a nudge.
  5. A block of 5 to 64 tokens three times running inside one base turn counts as uncertain;
     the second time in one answer, it ends the answer.
 
@@ -114,8 +114,9 @@ class Nudging:
         """It is uncertain, or at its end of text: the aligned model speaks (rule 2)."""
         self._expect(Turn.BASE)
         self.turn = Turn.ALIGNED
-        empty_round = self._in_round and not any(self._round_text)
-        if self._base_spoke or empty_round:
+        # Whoever wrote nothing once may do so for ever: its words are rounds, which are guarded.
+        empty_word = self._in_round and not (self._round_text and self._round_text[-1])
+        if self._base_spoke or empty_word:
             self._close_round()
 
     # -- either ------------------------------------------------------------------------------

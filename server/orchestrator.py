@@ -188,7 +188,7 @@ class Nudged:
             rounds=self.policy.rounds,
             base_steps=self.base.session.steps,
             aligned_steps=self.aligned.session.steps,
-            discarded_tokens=steps - self.committed,
+            discarded_tokens=max(0, steps - self.committed),
             base_prefilled=self.base.session.prefilled,
             aligned_prefilled=self.aligned.session.prefilled,
         )

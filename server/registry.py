@@ -13,12 +13,14 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from server.baselines import Alone, Referenced
 from server.config import Settings
 from server.core import (
     AnswerRequest,
+    ConfigError,
     EngineUnavailable,
     InvalidRequest,
     Message,
@@ -31,6 +33,7 @@ from server.core import (
 from server.engines.base import Engine, EngineInfo
 from server.orchestrator import Nudged, Writer
 from server.prompts import PromptEnd, Prompts
+from server.verify import Faster, Measured, can_verify, share_ids, verify
 
 Role = Literal["nudged", "base", "aligned"]
 
@@ -84,6 +87,7 @@ class Registry:
         self.degraded_answers = dict.fromkeys(settings.models, 0)
         self._starter = starter or start_engine
         self._prompts: dict[str, Prompts] = {}
+        self._faster = {name: Faster() for name in settings.models}
 
     # -- engines -----------------------------------------------------------------------------
 
@@ -125,6 +129,11 @@ class Registry:
             for name, model in self.settings.models.items():
                 base = self.engines[model.base].info.tokenizer
                 aligned = self.engines[model.aligned].info.tokenizer
+                if model.verify == "on" and not share_ids(base, aligned):
+                    raise ConfigError(
+                        f"models.{name}.verify: on needs two models with one vocabulary, which "
+                        f"{model.base!r} and {model.aligned!r} don't have; leave it off"
+                    )
                 self._prompts[name] = Prompts(base, aligned, model.base_prompt, model.chat_template)
         except BaseException:
             await self.aclose()
@@ -234,9 +243,19 @@ class Registry:
         if served.role != "nudged":
             text = prompt.base if served.role == "base" else prompt.aligned
             return Alone(self._engine(served.name, served.role), served.role, text, request)
-        policy = Referenced if nudging.policy == "reference" else Nudged
         base, aligned = self._engine(served.name, "base"), self._engine(served.name, "aligned")
-        return policy(base, aligned, prompt, request, nudging)
+        if nudging.policy == "reference":
+            return Referenced(base, aligned, prompt, request, nudging)
+        settings = self.settings.models[served.name]
+        if settings.verify == "off" or not can_verify(request, base, aligned):
+            return Nudged(base, aligned, prompt, request, nudging)
+        faster = self._faster[served.name]
+        verified = settings.verify == "on" or faster.choose()
+        nudged = Measured(base, aligned, prompt, request, nudging)
+        nudged.told = partial(faster.took, verified)
+        if verified:
+            verify(nudged, settings.verify_tokens)
+        return nudged
 
     def _check_token_ids(self, served: Served, request: AnswerRequest) -> None:
         """Raises `InvalidRequest` for token ids that don't name one token of each speaker."""

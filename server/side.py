@@ -67,6 +67,18 @@ class Side:
     def room(self) -> int:
         return self.info.context_length - self.session.length
 
+    @property
+    def verbatim(self) -> bool:
+        """Whether the other side has read all that this one is about to, and will read what this
+        one writes next as the same ids."""
+        other = self.other
+        return (
+            self._verbatim
+            and other is not None
+            and not (self._lead or other._lead)
+            and not (self._decoder.pending or other._decoder.pending)
+        )
+
     def take(self, token: Token) -> str:
         """Commit a token: the text it completes, which the other side hears too."""
         text = self._decoder.push(token.id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from contextlib import aclosing
 
 import pytest
@@ -25,6 +26,7 @@ from server.core import (
 from server.grammar import json_grammar
 from server.orchestrator import Nudged, Writer, stream
 from server.registry import Registry, Served
+from server.verify import verify
 
 GREEDY = SamplingParams(temperature=0)
 GAMMAS = [0.0, 0.2, 0.4, 0.7, 0.95, 1.0, 1.5]
@@ -323,3 +325,34 @@ async def test_what_is_written_during_a_lookahead_is_what_would_be_written_after
                 pieces, end = await answer(writer)
                 found.append((text(pieces), end.stop_reason, end.usage.nudged_share))
             assert found[0] == found[1]
+
+
+async def test_checked_drafts_change_no_text(registry: Registry):
+    """Random questions, thresholds and drafts, several answers at once."""
+    tokenizer = registry.engines["base"].info.tokenizer
+    draws = random.Random(7)
+    steps = {False: 0, True: 0}
+
+    async def told(question: str, gamma: float, lookahead: int, tokens: int):
+        writer = nudged(registry, "demo", question, gamma=gamma, end_lookahead=lookahead)
+        assert isinstance(writer, Nudged)
+        if tokens:
+            verify(writer, tokens)
+        pieces, end = await answer(writer)
+        steps[bool(tokens)] += end.usage.base_steps
+        return text(pieces), end.stop_reason, end.usage.base_tokens, end.usage.aligned_tokens
+
+    async def check(number: int) -> None:
+        question = f"{draws.choice(QUESTIONS)} {number}"
+        if number % 2:
+            question = tokenizer.decode([draws.randrange(300, 2000) for _ in range(8)])
+        gamma, lookahead = draws.choice([0.1, 0.4, 0.7, 0.95, 1.0]), draws.choice([0, 0, 6])
+        tokens = draws.choice([1, 3, 8, 16])
+        plain = await told(question, gamma, lookahead, 0)
+        assert await told(question, gamma, lookahead, tokens) == plain
+        # Once more: now the engine's cache knows it all.
+        assert await told(question, gamma, lookahead, tokens) == plain
+
+    for first in range(0, 64, 8):
+        await asyncio.gather(*map(check, range(first, first + 8)))
+    assert steps[True] < 2 * steps[False] * 0.7

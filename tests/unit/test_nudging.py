@@ -273,3 +273,16 @@ def test_rounds_without_any_text_end_it_even_so():
         policy.word("")
         policy.base_stopped()
     assert policy.stop_reason == "repeated_round"
+
+
+def test_words_without_text_end_even_where_the_nudge_began_with_one():
+    policy = Nudging(NudgingConfig())
+    policy.guarded = False
+    policy.word("Well")
+    for _ in range(20):
+        if policy.turn is Turn.DONE:
+            break
+        policy.base_stopped()
+        if policy.turn is Turn.ALIGNED:
+            policy.word("")
+    assert policy.stop_reason == "repeated_round"

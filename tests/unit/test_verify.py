@@ -1,0 +1,287 @@
+"""Drafts that are checked in one pass: the same answers as without, on engines made of noise."""
+
+from __future__ import annotations
+
+import functools
+import random
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.config import EngineSettings, ModelSettings, Settings
+from server.core import (
+    AnswerRequest,
+    ConfigError,
+    EngineUnavailable,
+    Finished,
+    Grammar,
+    Message,
+    NudgingConfig,
+    PromptPair,
+    SamplingParams,
+)
+from server.engines.base import EngineInfo
+from server.engines.scripted import ScriptedEngine, scripted_text
+from server.orchestrator import Nudged, Writer, stream
+from server.registry import Registry
+from server.text import Tokenizer
+from server.verify import CheckedSession, Faster, Measured, can_verify, verify
+from tests.conftest import DEMO
+
+GREEDY = SamplingParams(temperature=0)
+
+
+@functools.cache
+def tokenizer(folder: str = "aligned") -> Tokenizer:
+    return Tokenizer.load(str(DEMO / folder))
+
+
+@functools.cache
+def words() -> list[int]:
+    own = tokenizer()
+    fox = own.encode_text(" 🦊 你好 \n\n")  # tokens that hold no whole character, and newlines
+    return [*[i for i in range(own.size) if own.token_bytes(i)][::40], *fox * 3]
+
+
+def pair(seed: int, agree: float, context: int = 512) -> tuple[ScriptedEngine, ScriptedEngine]:
+    """Two engines whose tokens depend on all that was written, and are the same where a draw says
+    so. Special tokens and stop tokens come too."""
+    own = tokenizer()
+    end = own.chat.eos_token_id
+    special = own.chat.convert_tokens_to_ids("<|im_start|>")
+
+    def distribution(prompt, output, name):
+        shared = random.Random(repr([seed, *output]))
+        same = shared.random() < agree
+        draws = shared if same else random.Random(repr([seed, name, *output]))
+        kind = draws.random()
+        drawn = end if kind < 0.03 else special if kind < 0.05 else draws.choice(words())
+        return [(drawn, random.Random(repr([name, *output])).random())]
+
+    return tuple(
+        ScriptedEngine(
+            EngineInfo(name, "noise", context, own, (end,)),
+            functools.partial(distribution, name=name),
+        )
+        for name in ("base", "aligned")
+    )
+
+
+async def told(
+    engines: tuple[ScriptedEngine, ScriptedEngine],
+    request: AnswerRequest,
+    config: NudgingConfig,
+    tokens: int,
+    prompt: str = "Hi",
+) -> tuple[list[tuple[str, str]], Finished, Nudged]:
+    writer = Nudged(*engines, PromptPair((prompt,), (f"{prompt} ",)), request, config)
+    if tokens:
+        verify(writer, tokens)
+    spans: list[tuple[str, str]] = []
+    async with aclosing(stream(writer, request)) as events:
+        async for event in events:
+            if isinstance(event, Finished):
+                return spans, event, writer
+            if spans and spans[-1][0] == event.speaker:
+                spans[-1] = (event.speaker, spans[-1][1] + event.text)
+            else:
+                spans.append((event.speaker, event.text))
+    raise AssertionError("no Finished")
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    agree=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    gamma=st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0, 1.5]),
+    tokens=st.integers(1, 20),
+    lookahead=st.sampled_from([0, 0, 3, 16]),
+    start=st.sampled_from(["aligned", "base"]),
+    most=st.sampled_from([1, 7, 60]),
+    context=st.sampled_from([20, 512]),
+    prompt=st.sampled_from(["Hi", "Hi "]),
+    stops=st.sampled_from([(), (300, 340, 380)]),
+)
+async def test_the_answer_is_the_same(
+    seed, agree, gamma, tokens, lookahead, start, most, context, prompt, stops
+):
+    request = AnswerRequest(GREEDY, max_tokens=most, stop_token_ids=stops)
+    config = NudgingConfig(gamma=gamma, end_lookahead=lookahead, start=start)
+    engines = pair(seed, agree, context)
+    plain, end, _ = await told(engines, request, config, 0, prompt)
+    checked, verified_end, _ = await told(engines, request, config, tokens, prompt)
+    assert checked == plain
+    assert verified_end.stop_reason == end.stop_reason
+    assert verified_end.matched == end.matched
+    for field in ("base_tokens", "aligned_tokens", "rounds"):
+        assert getattr(verified_end.usage, field) == getattr(end.usage, field)
+    assert not any(engine.running for engine in engines)
+
+
+async def test_one_step_of_the_base_model_yields_several_tokens():
+    own = tokenizer()
+    end = own.chat.eos_token_id
+    script = [("The capital of Galicor is Parford, where the river Ossa flows.", 0.9)] * 3
+    base, aligned = (
+        ScriptedEngine(EngineInfo(name, "text", 512, own, (end,)), scripted_text(own, end, script))
+        for name in ("base", "aligned")
+    )
+    _, finished, _ = await told((base, aligned), AnswerRequest(GREEDY), NudgingConfig(), 8)
+    usage = finished.usage
+    assert usage.completion_tokens > 30
+    # Nine positions a step; the first word is not checked, and the end is a step of its own.
+    assert usage.base_steps <= usage.completion_tokens / 9 + 2
+
+
+@pytest.mark.parametrize("dies", [0, 2])
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_death_is_an_error_and_leaves_nothing(which: int, dies: int):
+    engines = pair(3, 0.9)
+    engines[which].dies_after = dies
+    with pytest.raises(EngineUnavailable):
+        await told(engines, AnswerRequest(GREEDY, max_tokens=60), NudgingConfig(gamma=0.5), 4)
+    assert not any(engine.running for engine in engines)
+
+
+@pytest.mark.parametrize("taken", range(1, 8))
+async def test_whoever_leaves_stops_both(taken: int):
+    engines = pair(5, 0.9)
+    request = AnswerRequest(GREEDY, max_tokens=60)
+    writer = Nudged(*engines, PromptPair(("a",), ("a",)), request, NudgingConfig(gamma=0.5))
+    verify(writer, 6)
+    async with aclosing(writer.pieces()) as pieces:
+        for _ in range(taken):
+            await anext(pieces, None)
+    assert not any(engine.running for engine in engines)
+    assert writer.base.session._session.closed  # type: ignore[attr-defined]
+    assert writer.aligned.session._session.closed  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("request_", "possible"),
+    [
+        (AnswerRequest(GREEDY), True),
+        (AnswerRequest(GREEDY, stop_token_ids=(7,), top_logprobs=3, stop=("x",)), True),
+        (AnswerRequest(SamplingParams(temperature=0.1)), False),
+        (AnswerRequest(SamplingParams(temperature=0, presence_penalty=1)), False),
+        (AnswerRequest(SamplingParams(temperature=0, logit_bias=((7, 1.0),))), False),
+        (AnswerRequest(GREEDY, min_tokens=3), False),
+        (AnswerRequest(GREEDY, ignore_eos=True), False),
+        (AnswerRequest(GREEDY, grammar=Grammar("")), False),
+    ],
+)
+def test_only_plain_greedy_answers_can_be_verified(request_: AnswerRequest, possible: bool):
+    base, aligned = pair(0, 0)
+    assert can_verify(request_, base, aligned) is possible
+    other = replace(aligned.info, tokenizer=tokenizer("aligned-1k"))
+    aligned = ScriptedEngine(other, aligned.distribution)
+    assert can_verify(request_, base, aligned) is False
+
+
+# -- auto ----------------------------------------------------------------------------------------
+
+
+def chosen(faster: Faster, pace: dict[bool, float], answers: int) -> list[bool]:
+    ways = []
+    for _ in range(answers):
+        ways.append(faster.choose())
+        faster.took(ways[-1], 100, 100 * pace[ways[-1]])
+    return ways
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_the_faster_way_is_found_and_the_other_one_tried_again(best: bool):
+    ways = chosen(Faster(), {best: 0.01, not best: 0.02}, 200)
+    assert set(ways[:2]) == {True, False}
+    assert ways[2:].count(not best) == 200 // Faster.RETRY
+
+
+def test_it_changes_its_mind_when_the_other_way_becomes_faster():
+    faster = Faster()
+    chosen(faster, {True: 0.01, False: 0.02}, 50)
+    later = chosen(faster, {True: 0.04, False: 0.02}, 200)
+    assert later[-50:].count(False) > 45
+
+
+def test_short_answers_tell_nothing():
+    faster = Faster()
+    faster.took(True, Faster.SHORTEST - 1, 9.0)
+    assert faster.choose() is True  # not known yet
+    faster.took(True, 100, 9.0)
+    assert faster.choose() is False
+
+
+async def test_an_answer_that_was_left_is_not_measured():
+    request = AnswerRequest(GREEDY, max_tokens=60)
+    found: list[tuple[int, float]] = []
+    for whole in (False, True):
+        writer = Measured(
+            *pair(5, 0.9), PromptPair(("a",), ("a",)), request, NudgingConfig(gamma=0.5)
+        )
+        writer.told = lambda *took: found.append(took)
+        async with aclosing(writer.pieces()) as pieces:
+            async for _ in pieces:
+                if not whole:
+                    break
+    assert len(found) == 1
+    assert found[0][0] == writer.committed
+    assert found[0][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("given_", "meant"), [(True, "on"), (False, "off"), ("auto", "auto"), ("on", "on")]
+)
+def test_a_bare_on_in_yaml_is_on(given_, meant):
+    assert ModelSettings(base="b", aligned="a", verify=given_).verify == meant
+
+
+# -- which answers are verified ------------------------------------------------------------------
+
+
+async def running(verify_: str, aligned: str = "aligned") -> Registry:
+    engines = {
+        name: EngineSettings(backend="scripted", model=str(DEMO / folder))
+        for name, folder in (("base", "aligned"), ("aligned", aligned))
+    }
+    models = {"pair": ModelSettings(base="base", aligned="aligned", verify=verify_)}
+    registry = Registry(Settings(engines=engines, models=models))
+    await registry.start()
+    return registry
+
+
+def writer(registry: Registry, request: AnswerRequest, **settings) -> Writer:
+    served = registry.resolve("pair")
+    prompt = registry.prompts(served, [Message("user", "Hi")])
+    return registry.writer(served, prompt, request, NudgingConfig(**settings))
+
+
+def is_verified(writer_: Writer) -> bool:
+    return isinstance(writer_, Nudged) and isinstance(writer_.base.session, CheckedSession)
+
+
+async def test_on_verifies_what_can_be_and_off_nothing():
+    greedy = AnswerRequest(GREEDY)
+    registry = await running("on")
+    assert is_verified(writer(registry, greedy))
+    assert not is_verified(writer(registry, AnswerRequest()))  # temperature 1
+    assert not is_verified(writer(registry, greedy, policy="reference"))
+    assert not is_verified(writer(await running("off"), greedy))
+
+
+async def test_auto_measures_both_ways_and_never_fails():
+    registry = await running("auto")
+    ways = set()
+    for _ in range(2):
+        each = writer(registry, AnswerRequest(GREEDY))
+        ways.add(is_verified(each))
+        assert "".join([piece.text async for piece in each.pieces()])
+    assert ways == {True, False}
+    two_vocabularies = await running("auto", "aligned-1k")
+    assert not is_verified(writer(two_vocabularies, AnswerRequest(GREEDY)))
+
+
+async def test_on_with_two_vocabularies_is_an_error_that_says_what_to_do():
+    with pytest.raises(ConfigError, match=r"models\.pair\.verify: on needs two models with one"):
+        await running("on", "aligned-1k")
