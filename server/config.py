@@ -157,6 +157,8 @@ class ModelSettings(_Frozen):
     """Whether the base model checks drafts of the aligned model, several tokens in one step."""
     verify_tokens: int = Field(8, ge=1, le=64)
     """Of a draft."""
+    eager: bool = False
+    """Whether the aligned model reads along while the base model writes, its next word ready."""
 
     @field_validator("verify", mode="before")
     @classmethod

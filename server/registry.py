@@ -30,10 +30,12 @@ from server.core import (
     SamplingParams,
     TokenIds,
 )
+from server.drafts import can_draft, share_ids
+from server.eager import read_along
 from server.engines.base import Engine, EngineInfo
 from server.orchestrator import Nudged, Writer
 from server.prompts import PromptEnd, Prompts
-from server.verify import Faster, Measured, can_verify, share_ids, verify
+from server.verify import Faster, Measured, verify
 
 Role = Literal["nudged", "base", "aligned"]
 
@@ -129,11 +131,12 @@ class Registry:
             for name, model in self.settings.models.items():
                 base = self.engines[model.base].info.tokenizer
                 aligned = self.engines[model.aligned].info.tokenizer
-                if model.verify == "on" and not share_ids(base, aligned):
-                    raise ConfigError(
-                        f"models.{name}.verify: on needs two models with one vocabulary, which "
-                        f"{model.base!r} and {model.aligned!r} don't have; leave it off"
-                    )
+                for key, needed in (("verify", model.verify == "on"), ("eager", model.eager)):
+                    if needed and not share_ids(base, aligned):
+                        raise ConfigError(
+                            f"models.{name}.{key} needs two models with one vocabulary, which "
+                            f"{model.base!r} and {model.aligned!r} don't have; leave it off"
+                        )
                 self._prompts[name] = Prompts(base, aligned, model.base_prompt, model.chat_template)
         except BaseException:
             await self.aclose()
@@ -247,14 +250,16 @@ class Registry:
         if nudging.policy == "reference":
             return Referenced(base, aligned, prompt, request, nudging)
         settings = self.settings.models[served.name]
-        if settings.verify == "off" or not can_verify(request, base, aligned):
+        if not can_draft(request, base, aligned):
             return Nudged(base, aligned, prompt, request, nudging)
         faster = self._faster[served.name]
-        verified = settings.verify == "on" or faster.choose()
+        verified = settings.verify == "on" or (settings.verify == "auto" and faster.choose())
         nudged = Measured(base, aligned, prompt, request, nudging)
         nudged.told = partial(faster.took, verified)
         if verified:
             verify(nudged, settings.verify_tokens)
+        elif settings.eager:
+            read_along(nudged)
         return nudged
 
     def _check_token_ids(self, served: Served, request: AnswerRequest) -> None:

@@ -5,9 +5,9 @@ each of their positions. Where it is uncertain, the drafted word stands, for it 
 aligned model would write there; where it is certain of the drafted token, that stands too; and its
 first other token is its own, behind which the rest of the draft is void.
 
-This is no other policy: the two sessions here answer the same turns with the same tokens as those
-they stand for, and only know some of them before they are asked. So the answer is the same, token
-for token, as far as the two models' arithmetic is (docs/adr/0013).
+This is no other policy: two sessions answer the same turns with the same tokens as those they
+stand for, and only know some of them before they are asked. So the answer is the same, token for
+token, as far as the two models' arithmetic is (docs/adr/0014).
 
 Knows: sessions, and the writer that has them. Does not know: the policy's rules, vLLM, HTTP.
 """
@@ -18,111 +18,11 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import replace
 
-from server.core import AnswerRequest, Piece, TokenIds
-from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
+from server.core import Piece, TokenIds
+from server.drafts import DraftedSession
+from server.engines.base import EngineInfo, Session, Token, TurnEnd, TurnParams
 from server.orchestrator import Nudged
-from server.text import Part, Tokenizer, Word
-
-
-class DraftedSession:
-    """A session that may have written more than it was asked for.
-
-    Behind its context, in the engine's, are the tokens of ``_ahead``; ``_end`` is the stop token
-    that the model would write behind those, if it is known.
-    """
-
-    def __init__(self, session: Session, info: EngineInfo) -> None:
-        self._session = session
-        self._info = info
-        self._ahead: deque[Token] = deque()
-        self._end: Token | None = None
-        self._served: list[Token] = []  # the last turn's, which may be taken back
-
-    @property
-    def length(self) -> int:
-        return self._session.length - len(self._ahead)
-
-    @property
-    def steps(self) -> int:
-        return self._session.steps
-
-    @property
-    def prefilled(self) -> int:
-        return self._session.prefilled
-
-    async def draft(self, params: TurnParams) -> TokenIds:
-        """What it would write next: as many tokens as it has ahead, or else ``max_tokens``."""
-        if not self._ahead and self._end is None:
-            async with aclosing(self._session.generate(params)) as events:
-                async for event in events:
-                    if isinstance(event, Token):
-                        self._ahead.append(event)
-                    elif event.reason == "stop":
-                        self._end = event.rejected
-        return [token.id for token in self._ahead]
-
-    async def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
-        served: list[Token] = []
-        self._served = served
-        word = None if params.word is None else Word(self._info.tokenizer)
-        if word is not None:
-            for number in params.word or ():
-                word.push(number)
-        while self._ahead and len(served) < params.max_tokens:
-            token = self._ahead[0]
-            part = Part.INSIDE if word is None else word.push(token.id)
-            if part is Part.BEYOND:
-                yield TurnEnd("word", token)
-                return
-            served.append(self._ahead.popleft())
-            yield token
-            if part is Part.LAST:
-                yield TurnEnd("word")
-                return
-        left = params.max_tokens - len(served)
-        if left <= 0:
-            yield TurnEnd("length")
-            return
-        if self._end is not None:
-            begins = self._end.id in params.stop_token_ids and word is not None
-            if begins and word is not None and word.push(self._end.id) is Part.BEYOND:
-                yield TurnEnd("word", self._end)
-            else:
-                yield TurnEnd("stop", self._end)
-            return
-        begun = params.word
-        if begun is not None:
-            begun = (*begun, *(token.id for token in served))
-        rest = replace(params, max_tokens=left, word=begun)
-        async with aclosing(self._session.generate(rest)) as events:
-            async for event in events:
-                if isinstance(event, Token):
-                    served.append(event)
-                yield event
-
-    async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
-        if drop:  # they stay in the engine's context, for what may come
-            back, self._served = self._served[-drop:], self._served[:-drop]
-            self._ahead.extendleft(reversed(back))
-        for count, number in enumerate(ids):
-            if not self._ahead or self._ahead[0].id != number:
-                await self._session.extend(ids[count:], drop=len(self._ahead))
-                self._ahead.clear()
-                self._end = None
-                break
-            self._ahead.popleft()
-
-    async def check(self, draft: TokenIds, top: int) -> list[Token]:
-        if self._ahead:
-            await self._session.extend([], drop=len(self._ahead))
-            self._ahead.clear()
-            self._end = None
-        return await self._session.check(draft, top)
-
-    async def aclose(self) -> None:
-        await self._session.aclose()
 
 
 class CheckedSession:
@@ -200,23 +100,9 @@ class CheckedSession:
         await self._session.aclose()
 
 
-def share_ids(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether what either model writes can be read by the other as the same ids."""
-    return one.shares_ids_with(other) and other.shares_ids_with(one)
-
-
-def can_verify(request: AnswerRequest, base: Engine, aligned: Engine) -> bool:
-    """Whether a draft can be checked, and what comes next depends on the text alone: greedy, and
-    nothing bends the choice."""
-    sampling = request.sampling
-    bent = sampling.penalized or sampling.logit_bias or request.grammar is not None
-    plain = sampling.greedy and not (bent or request.min_tokens or request.ignore_eos)
-    return plain and share_ids(base.info.tokenizer, aligned.info.tokenizer)
-
-
 def verify(nudged: Nudged, tokens: int) -> None:
     """Let an answer that has not begun be written by drafts of so many tokens, each checked in
-    one pass. Both models must have the same token ids, and `can_verify` hold."""
+    one pass. `server.drafts.can_draft` must hold."""
     base, aligned, request = nudged.base, nudged.aligned, nudged.request
     drafted = DraftedSession(aligned.session, aligned.info)
     top = max(request.top_logprobs or 1, 2)
@@ -228,7 +114,8 @@ def verify(nudged: Nudged, tokens: int) -> None:
         params = TurnParams(
             request.sampling, max_tokens=most, top=top, stop_token_ids=request.stop_token_ids
         )
-        return (await drafted.draft(params))[:most]
+        await drafted.draft(params)
+        return [token.id for token in drafted.ahead][:most]
 
     aligned.session = drafted
     base.session = CheckedSession(base.session, base.info, draft, tokens)

@@ -125,7 +125,7 @@ class EngineInfo:
 
 
 class Session(Protocol):
-    """One model's side of one answer.
+    """One model's side of one answer: one turn, or one ``check``, at a time.
 
     length: ids in the context now. steps: decode steps so far, as far as this side has seen
     them; a ``check`` is one. prefilled: ids read so far that were given and not written here,
@@ -146,7 +146,7 @@ class Session(Protocol):
     async def check(self, draft: TokenIds, top: int) -> list[Token]:
         """The model's likeliest tokens after the context and after each token of a draft.
 
-        Not while a turn runs. At least one token, and at most one more than the draft has: what
+        At least one token, and at most one more than the draft has: what
         the engine can't tell in this pass is left out at the end, and what the context has no
         room for.
 

@@ -132,6 +132,7 @@ class ScriptedSession:
         self.prefilled = 0
         self._unread = len(self._prompt)
         self.closed = False
+        self._running = False
 
     @property
     def length(self) -> int:
@@ -143,6 +144,7 @@ class ScriptedSession:
 
     async def _generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
         engine, info = self._engine, self._engine.info
+        self._alone()
         self.prefilled += self._unread
         self._unread = 0
         draws = random.Random(f"{params.sampling.seed}/{params.turn}")
@@ -153,6 +155,7 @@ class ScriptedSession:
             assert word is not None
             word.push(token)
         engine.running += 1
+        self._running = True
         try:
             for taken in range(params.max_tokens):
                 if self.length >= info.context_length:
@@ -190,9 +193,15 @@ class ScriptedSession:
             yield TurnEnd("length")
         finally:
             engine.running -= 1
+            self._running = False
+
+    def _alone(self) -> None:
+        if self._running:
+            raise RuntimeError("a turn of this session runs already")
 
     async def check(self, draft: TokenIds, top: int) -> list[Token]:
         engine = self._engine
+        self._alone()
         self.prefilled += self._unread + len(draft)
         self._unread = 0
         engine.running += 1
@@ -250,6 +259,7 @@ class ScriptedSession:
         return sorted(weights, key=lambda each: -each[1])
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
+        self._alone()
         if drop:
             del self._output[-drop:]
         self._output += ids

@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import vllm
 from vllm import TokensPrompt
@@ -29,6 +29,8 @@ from server.core import EngineUnavailable, TokenIds
 from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
 from server.engines.vllm_resumable import Capacity, ResumableRequest, Share
 from server.text import Part, Word
+
+T = TypeVar("T")
 
 AHEAD = 256
 """Ids that a resumable request may grow by before it has to ask again."""
@@ -55,12 +57,11 @@ class Core:
     def next_request_id(self) -> str:
         return f"{self.info.name}-{next(self._request_numbers)}"
 
-    @contextlib.asynccontextmanager
-    async def in_time(self) -> AsyncGenerator[None]:
-        """A wait for the engine's next token. Raises `EngineUnavailable` when it is too long."""
+    async def in_time(self, coming: Awaitable[T]) -> T:
+        """Wait for the engine's next token. Raises `EngineUnavailable` when that is too long."""
         try:
             async with asyncio.timeout(self.turn_timeout_s):
-                yield
+                return await coming
         except TimeoutError:
             raise EngineUnavailable(
                 f"engine {self.info.name!r} wrote nothing for {self.turn_timeout_s:g} s"
@@ -169,8 +170,7 @@ class VllmSession:
         given = len(self._ids) - held
         async with contextlib.aclosing(outputs):
             while True:
-                async with core.in_time():
-                    output = await anext(outputs, None)
+                output = await core.in_time(anext(outputs, None))
                 if output is None:
                     return
                 if given:
@@ -217,11 +217,12 @@ class VllmSession:
             skip_reading_prefix_cache=False,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
         )
         prompt = TokensPrompt(prompt_token_ids=[*self._ids, *draft])
         request = core.llm.generate(prompt, sampling, core.next_request_id())
-        async with contextlib.aclosing(request) as outputs, core.in_time():
-            return await anext(outputs)
+        async with contextlib.aclosing(request) as outputs:
+            return await core.in_time(anext(outputs))
 
     # -- what is kept between turns ----------------------------------------------------------
 
@@ -246,8 +247,7 @@ class VllmSession:
     async def _settle(self) -> None:
         """See the last turn's end, and whether the request holds what the session does."""
         if self._kept is not None:
-            async with self._core.in_time():
-                await self._kept.settle()
+            await self._core.in_time(self._kept.settle())
             if self._kept.length > self._kept_until:
                 await self._forget()
 
@@ -383,4 +383,5 @@ def _sampling(
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         extra_args=extra or None,
+        skip_clone=True,  # it is made for one turn and never changed
     )

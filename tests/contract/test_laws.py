@@ -23,6 +23,7 @@ from server.core import (
     PromptPair,
     SamplingParams,
 )
+from server.eager import read_along
 from server.grammar import json_grammar
 from server.orchestrator import Nudged, Writer, stream
 from server.registry import Registry, Served
@@ -328,7 +329,8 @@ async def test_what_is_written_during_a_lookahead_is_what_would_be_written_after
 
 
 async def test_checked_drafts_change_no_text(registry: Registry):
-    """Random questions, thresholds and drafts, several answers at once."""
+    """Random questions, thresholds and drafts, several answers at once. So do words that are
+    written ahead while the base model writes."""
     tokenizer = registry.engines["base"].info.tokenizer
     draws = random.Random(7)
     steps = {False: 0, True: 0}
@@ -336,10 +338,13 @@ async def test_checked_drafts_change_no_text(registry: Registry):
     async def told(question: str, gamma: float, lookahead: int, tokens: int):
         writer = nudged(registry, "demo", question, gamma=gamma, end_lookahead=lookahead)
         assert isinstance(writer, Nudged)
-        if tokens:
+        if tokens > 0:
             verify(writer, tokens)
+        elif tokens:
+            read_along(writer)
         pieces, end = await answer(writer)
-        steps[bool(tokens)] += end.usage.base_steps
+        if tokens >= 0:
+            steps[bool(tokens)] += end.usage.base_steps
         return text(pieces), end.stop_reason, end.usage.base_tokens, end.usage.aligned_tokens
 
     async def check(number: int) -> None:
@@ -352,6 +357,7 @@ async def test_checked_drafts_change_no_text(registry: Registry):
         assert await told(question, gamma, lookahead, tokens) == plain
         # Once more: now the engine's cache knows it all.
         assert await told(question, gamma, lookahead, tokens) == plain
+        assert await told(question, gamma, lookahead, -1) == plain
 
     for first in range(0, 64, 8):
         await asyncio.gather(*map(check, range(first, first + 8)))

@@ -23,12 +23,14 @@ from server.core import (
     PromptPair,
     SamplingParams,
 )
+from server.drafts import can_draft
+from server.eager import FollowedSession, read_along
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
 from server.orchestrator import Nudged, Writer, stream
 from server.registry import Registry
 from server.text import Tokenizer
-from server.verify import CheckedSession, Faster, Measured, can_verify, verify
+from server.verify import CheckedSession, Faster, Measured, verify
 from tests.conftest import DEMO
 
 GREEDY = SamplingParams(temperature=0)
@@ -76,10 +78,13 @@ async def told(
     config: NudgingConfig,
     tokens: int,
     prompt: str = "Hi",
+    eager: bool = False,
 ) -> tuple[list[tuple[str, str]], Finished, Nudged]:
     writer = Nudged(*engines, PromptPair((prompt,), (f"{prompt} ",)), request, config)
     if tokens:
         verify(writer, tokens)
+    elif eager:
+        read_along(writer)
     spans: list[tuple[str, str]] = []
     async with aclosing(stream(writer, request)) as events:
         async for event in events:
@@ -115,9 +120,70 @@ async def test_the_answer_is_the_same(
     assert checked == plain
     assert verified_end.stop_reason == end.stop_reason
     assert verified_end.matched == end.matched
-    for field in ("base_tokens", "aligned_tokens", "rounds"):
-        assert getattr(verified_end.usage, field) == getattr(end.usage, field)
+    assert counts(verified_end) == counts(end)
     assert not any(engine.running for engine in engines)
+
+
+def counts(end: Finished) -> tuple[int, int, int]:
+    return end.usage.base_tokens, end.usage.aligned_tokens, end.usage.rounds
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    agree=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    gamma=st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0, 1.5]),
+    paces=st.sampled_from([(0.0, 0.0), (0.001, 0.0), (0.0, 0.0005), (0.001, 0.0007)]),
+    lookahead=st.sampled_from([0, 0, 3]),
+    start=st.sampled_from(["aligned", "base"]),
+    context=st.sampled_from([20, 512]),
+    stops=st.sampled_from([(), (300, 340, 380)]),
+)
+async def test_so_is_the_answer_of_a_model_that_reads_along(
+    seed, agree, gamma, paces, lookahead, start, context, stops
+):
+    request = AnswerRequest(GREEDY, max_tokens=25, stop_token_ids=stops)
+    config = NudgingConfig(gamma=gamma, end_lookahead=lookahead, start=start)
+    engines = pair(seed, agree, context)
+    plain, end, _ = await told(engines, request, config, 0)
+    for engine, pace in zip(engines, paces, strict=True):
+        engine.step_s = pace
+    read, read_end, _ = await told(engines, request, config, 0, eager=True)
+    assert read == plain
+    assert (read_end.stop_reason, read_end.matched) == (end.stop_reason, end.matched)
+    assert counts(read_end) == counts(end)
+    assert not any(engine.running for engine in engines)
+
+
+async def test_a_nudge_is_ready_when_it_is_needed():
+    """The base model's step takes longer than a word, so no nudge is waited for."""
+    own = tokenizer()
+    end = own.chat.eos_token_id
+    text = "The capital of Galicor is Parford, where the river Ossa flows."
+    script = [(word + " ", p) for word in text.split() for p in (0.9,)]
+    doubts = [(part, 0.9 if number % 3 else 0.1) for number, (part, _) in enumerate(script)]
+    base, aligned = (
+        ScriptedEngine(EngineInfo(name, "text", 512, own, (end,)), scripted_text(own, end, said))
+        for name, said in (("base", doubts), ("aligned", script))
+    )
+    base.step_s = 0.02
+    writer = Nudged(
+        base, aligned, PromptPair(("a",), ("a",)), AnswerRequest(GREEDY), NudgingConfig()
+    )
+    read_along(writer)
+    asked: list[int] = []
+    real = writer.aligned.session._session  # type: ignore[attr-defined]
+    generate = real.generate
+
+    def watched(params):
+        asked.append(base.running)
+        return generate(params)
+
+    real.generate = watched
+    assert "".join([piece.text async for piece in writer.pieces()]).strip() == text
+    assert writer.usage().rounds >= 3
+    # All but the first word were drafted while the base model wrote.
+    assert asked[0] == 0
+    assert set(asked[1:]) == {1}
 
 
 async def test_one_step_of_the_base_model_yields_several_tokens():
@@ -137,20 +203,25 @@ async def test_one_step_of_the_base_model_yields_several_tokens():
 
 @pytest.mark.parametrize("dies", [0, 2])
 @pytest.mark.parametrize("which", [0, 1])
-async def test_a_death_is_an_error_and_leaves_nothing(which: int, dies: int):
+@pytest.mark.parametrize("tokens", [4, 0])
+async def test_a_death_is_an_error_and_leaves_nothing(which: int, dies: int, tokens: int):
     engines = pair(3, 0.9)
     engines[which].dies_after = dies
+    request, config = AnswerRequest(GREEDY, max_tokens=60), NudgingConfig(gamma=0.5)
     with pytest.raises(EngineUnavailable):
-        await told(engines, AnswerRequest(GREEDY, max_tokens=60), NudgingConfig(gamma=0.5), 4)
+        await told(engines, request, config, tokens, eager=True)
     assert not any(engine.running for engine in engines)
 
 
 @pytest.mark.parametrize("taken", range(1, 8))
-async def test_whoever_leaves_stops_both(taken: int):
+@pytest.mark.parametrize("way", [read_along, lambda nudged: verify(nudged, 6)])
+async def test_whoever_leaves_stops_both(taken: int, way):
     engines = pair(5, 0.9)
+    for engine in engines:
+        engine.step_s = 0.0005
     request = AnswerRequest(GREEDY, max_tokens=60)
     writer = Nudged(*engines, PromptPair(("a",), ("a",)), request, NudgingConfig(gamma=0.5))
-    verify(writer, 6)
+    way(writer)
     async with aclosing(writer.pieces()) as pieces:
         for _ in range(taken):
             await anext(pieces, None)
@@ -172,12 +243,12 @@ async def test_whoever_leaves_stops_both(taken: int):
         (AnswerRequest(GREEDY, grammar=Grammar("")), False),
     ],
 )
-def test_only_plain_greedy_answers_can_be_verified(request_: AnswerRequest, possible: bool):
+def test_only_plain_greedy_answers_can_be_drafted(request_: AnswerRequest, possible: bool):
     base, aligned = pair(0, 0)
-    assert can_verify(request_, base, aligned) is possible
+    assert can_draft(request_, base, aligned) is possible
     other = replace(aligned.info, tokenizer=tokenizer("aligned-1k"))
     aligned = ScriptedEngine(other, aligned.distribution)
-    assert can_verify(request_, base, aligned) is False
+    assert can_draft(request_, base, aligned) is False
 
 
 # -- auto ----------------------------------------------------------------------------------------
@@ -240,12 +311,12 @@ def test_a_bare_on_in_yaml_is_on(given_, meant):
 # -- which answers are verified ------------------------------------------------------------------
 
 
-async def running(verify_: str, aligned: str = "aligned") -> Registry:
+async def running(verify_: str, aligned: str = "aligned", eager: bool = False) -> Registry:
     engines = {
         name: EngineSettings(backend="scripted", model=str(DEMO / folder))
         for name, folder in (("base", "aligned"), ("aligned", aligned))
     }
-    models = {"pair": ModelSettings(base="base", aligned="aligned", verify=verify_)}
+    models = {"pair": ModelSettings(base="base", aligned="aligned", verify=verify_, eager=eager)}
     registry = Registry(Settings(engines=engines, models=models))
     await registry.start()
     return registry
@@ -282,6 +353,16 @@ async def test_auto_measures_both_ways_and_never_fails():
     assert not is_verified(writer(two_vocabularies, AnswerRequest(GREEDY)))
 
 
+async def test_eager_reads_along_where_nothing_is_verified():
+    for settings in ("off", "on"):
+        nudged = writer(await running(settings, eager=True), AnswerRequest(GREEDY))
+        assert isinstance(nudged, Nudged)
+        expected = CheckedSession if settings == "on" else FollowedSession
+        assert isinstance(nudged.base.session, expected)
+    with pytest.raises(ConfigError, match=r"models\.pair\.eager needs two models with one"):
+        await running("off", "aligned-1k", eager=True)
+
+
 async def test_on_with_two_vocabularies_is_an_error_that_says_what_to_do():
-    with pytest.raises(ConfigError, match=r"models\.pair\.verify: on needs two models with one"):
+    with pytest.raises(ConfigError, match=r"models\.pair\.verify needs two models with one"):
         await running("on", "aligned-1k")
