@@ -357,7 +357,7 @@ def test_a_trace_is_saved_opened_and_written_at_another_gamma(
     assert page.locator(".question").text_content() == "Tell me."
     old.get_by_label("What if γ were").fill("0.1")
     told = old.locator(".told")
-    expect(told).to_contain_text("At γ 0.10 3 of ")
+    expect(told).to_contain_text("At γ 0.10, 3 of ")
     expect(told).to_contain_text("“c” (p1 0.20) would stand instead of the nudge")
     assert old.locator(".flip.first").text_content() == " dogs."
     assert trace.at(0.1).prefix == "".join(

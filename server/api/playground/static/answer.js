@@ -268,10 +268,10 @@ export class Answer {
   outcome() {
     const { flips, positions, gamma } = this.comparison;
     const at = `At γ ${gamma.toFixed(2)}`;
-    if (!flips.length) return `${at} all ${positions} recorded decisions stay as they are.`;
+    if (!flips.length) return `${at}, all ${positions} recorded decisions stay as they are.`;
     const { change, text, top_prob, piece } = flips[0];
     if (change === "asked") {
-      return `${at} the base model would be asked from here on; the trace can't say what it writes.`;
+      return `${at}, the base model would be asked from here on; the trace can't say what it writes.`;
     }
     const token = `“${text.trim() || text}” (p1 ${top_prob.toFixed(2)})`;
     const what =
@@ -281,7 +281,7 @@ export class Answer {
           ? `the base model would go on with ${token} instead of the end`
           : `the base model’s ${token} would stand instead of the nudge`;
     const others = `${flips.length} of ${positions} recorded decisions would be others.`;
-    return `${at} ${others} First, ${what}. Up to there the text is the same.`;
+    return `${at}, ${others} First, ${what}. Up to there the text is the same.`;
   }
 
   // -- what can be done with it ----------------------------------------------------------------
