@@ -194,11 +194,11 @@ def _show(trace: StoredTrace, comparison: Comparison, again: StoredTrace | None)
     model = printable(str(trace.request["model"]))
     out.print(
         f"{model}, γ = {trace.nudging.gamma:g} and {gamma:g}: {len(flips)} of "
-        f"{comparison.positions} recorded decisions are others",
+        f"{comparison.positions} recorded decisions would be others",
         markup=False,
     )
     if flips:
-        out.print(_table(flips, gamma))
+        out.print(_table(flips, gamma, len(trace.answer.pieces)))
         hidden = len(flips) - SHOWN_FLIPS
         if hidden > 0:
             out.print(f"… and {hidden} more; --json has them all")
@@ -214,14 +214,14 @@ def _show(trace: StoredTrace, comparison: Comparison, again: StoredTrace | None)
     for each in (trace, again):
         assert each.nudging is not None
         counts = each.usage.nudging
-        share = f", {counts.nudged_share:.0%} nudged" if counts else ""
+        share = f", {counts.nudged_share:.1%} nudged" if counts else ""
         table.add_column(Text(f"γ = {each.nudging.gamma:g}{share}"), ratio=1)
     table.add_row(recorded, _answer(again, same))
     out.print(table)
     out.print("\n[dim]dim: the same at both γ · underlined: by the aligned model[/dim]")
 
 
-def _table(flips: tuple[Flip, ...], gamma: float) -> Table:
+def _table(flips: tuple[Flip, ...], gamma: float, end: int) -> Table:
     words = {
         "rejected": ("committed", "discarded: a nudge"),
         "taken": ("discarded: a nudge", "committed"),
@@ -230,7 +230,7 @@ def _table(flips: tuple[Flip, ...], gamma: float) -> Table:
     table = Table("piece", "base model's token", "p1", "recorded", f"γ = {gamma:g}", box=None)
     for flip in flips[:SHOWN_FLIPS]:
         table.add_row(
-            str(flip.piece),
+            "end" if flip.piece == end else str(flip.piece),
             Text(
                 "?" if flip.text is None else json.dumps(printable(flip.text), ensure_ascii=False)
             ),
