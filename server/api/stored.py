@@ -105,7 +105,13 @@ class StoredTrace(_Part):
             return self  # its pieces are texts before the clean-up, without probabilities
         if "".join(piece.text for piece in answer.pieces) != answer.text:
             raise ValueError("answer.pieces don't join to answer.text")
-        if nudging is None or "response_format" in self.request:
+        if nudging is None:
+            return self
+        if not self.usage.nudging:
+            raise ValueError(
+                "usage.nudging is missing: one model wrote it, so nudging must be null"
+            )
+        if "response_format" in self.request:
             return self
         for number, piece in enumerate(answer.pieces):
             where = f"answer.pieces.{number}"

@@ -658,6 +658,25 @@ def test_what_goes_wrong_is_said_where_it_does(scripted: Server, visit: Open, wa
     assert all(each["content"] for each in messages)
 
 
+def test_an_answer_without_the_base_model_is_not_taken_for_a_nudged_one(
+    scripted: Server, visit: Open, tmp_path: Path
+):
+    """As a server with ``degraded: aligned`` answers while its base engine is dead."""
+    page = visit(scripted)
+    chat = {"messages": [{"role": "user", "content": "x"}], "nudging": {"trace": True}}
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    url = f"{scripted.url}/v1/chat/completions"
+    alone = httpx.post(url, json=chat | options | {"model": "tale:aligned"}).text
+    events = {"content_type": "text/event-stream", "body": alone}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**events))
+    answer = done(ask(page))
+    expect(answer.locator(".told")).to_contain_text("the aligned model answered alone")
+    expect(answer.get_by_label("What if γ were")).to_have_count(0)
+    expect(answer.locator(".plot")).to_be_hidden()
+    trace = StoredTrace.model_validate_json(save(page, answer, "Save trace", tmp_path).read_bytes())
+    assert trace.nudging is None
+
+
 def test_the_demo_pair_answers_on_the_page(live: Server, visit: Open, tmp_path: Path):
     page = visit(live, model="demo")
     page.get_by_role("button", name="What is the capital of Galicor?").click()

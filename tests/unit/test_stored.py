@@ -119,6 +119,7 @@ DAMAGED: dict[str, tuple[Callable[[Json], object], str]] = {
         lambda t: t["answer"]["pieces"][2]["rejected"].update(top_prob=0.5),
         "answer.pieces.2.rejected",
     ),
+    "one model's usage": (lambda t: t["usage"].pop("nudging"), "usage.nudging is missing"),
     "no usage": (lambda t: t.pop("usage"), "usage"),
 }
 

@@ -124,6 +124,7 @@ export class Answer {
   end(how = "") {
     this.root.setAttribute("aria-busy", "false");
     const whole = this.record.finish_reason !== null;
+    if (whole) this.#degraded();
     this.status.textContent = how || (whole ? ended(this.record) : "");
     if (this.record.text && !this.view.pieces.length) this.#append();
     this.actions.hidden = this.record.text === "" && !whole;
@@ -137,6 +138,17 @@ export class Answer {
     this.end("failed");
     this.trouble.textContent = message;
     this.trouble.hidden = false;
+  }
+
+  // With a dead base engine the aligned model may answer alone; its usage then names one model.
+  #degraded() {
+    const { record } = this;
+    if (!record.nudging || !record.usage || record.usage.nudging) return;
+    Object.assign(record, { nudging: null, gamma: null });
+    this.view.gamma = null;
+    this.plotBox.hidden = true;
+    this.whatIf?.remove();
+    this.note("The base engine is dead: the aligned model answered alone.");
   }
 
   // Something that has to be said of it, and is no failure.
