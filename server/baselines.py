@@ -17,6 +17,7 @@ from server.core import (
     Piece,
     PromptPair,
     PromptText,
+    Rejected,
     SamplingParams,
     ScoredToken,
     Speaker,
@@ -34,6 +35,7 @@ class Alone:
 
     rewrites = False
     text: str | None = None
+    rejected: Rejected | None = None
     stop_reason: StopReason
 
     def __init__(
@@ -115,6 +117,7 @@ class Referenced:
     """
 
     rewrites = True
+    rejected: Rejected | None = None
 
     def __init__(
         self,

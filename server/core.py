@@ -214,12 +214,15 @@ class Finished:
     text: None where the pieces are the answer; otherwise the answer (policy ``reference``
         rewrites the tail of what its rounds wrote).
     matched: the stop string or the stop token's id that ended it, if one did.
+    rejected: what the base model would have written at the end, where it gave way there and the
+        answer ended instead of a nudge.
     """
 
     stop_reason: StopReason
     usage: Usage
     text: str | None = None
     matched: str | int | None = None
+    rejected: Rejected | None = None
 
     @property
     def finish_reason(self) -> FinishReason:

@@ -44,10 +44,12 @@ class Writer(Protocol):
 
     ``stop_reason`` and ``text`` (see `Finished`) are set once ``pieces`` is exhausted. One that
     ``rewrites`` has its answer in ``text``, and its pieces only tell how it came about.
+    ``rejected`` is what the base model would have written next (see `Finished`).
     """
 
     rewrites: bool
     text: str | None
+    rejected: Rejected | None
 
     @property
     def stop_reason(self) -> StopReason: ...
@@ -92,7 +94,7 @@ async def stream(writer: Writer, request: AnswerRequest) -> AsyncGenerator[Piece
         free, matched = matcher.push(text)
         text = text[:free] if matched else text
     reason = "stop_string" if matched else writer.stop_reason
-    yield Finished(reason, writer.usage(), text, matched)
+    yield Finished(reason, writer.usage(), text, matched, writer.rejected)
 
 
 def _release(held: deque[Piece], free: int) -> list[Piece]:
@@ -136,7 +138,7 @@ class Nudged:
         self.base.listen_to(self.aligned)
         self.aligned.listen_to(self.base)
         self._turns = 0
-        self._rejected: Rejected | None = None
+        self.rejected: Rejected | None = None
         # What the aligned model would write next, known from the end of its last word; void
         # once the base model has written something.
         self._draft: Token | None = None
@@ -265,9 +267,9 @@ class Nudged:
 
     def _reject(self, token: Token | None) -> None:
         if token is None:
-            self._rejected = None
+            self.rejected = None
         else:
-            self._rejected = Rejected(self.base.tokenizer.token_text(token.id), token.top_prob)
+            self.rejected = Rejected(self.base.tokenizer.token_text(token.id), token.top_prob)
 
     # -- the aligned model -------------------------------------------------------------------
 
@@ -304,7 +306,7 @@ class Nudged:
             aligned.tokens = before
             return text, None
         count, first = aligned.tokens - before, tokens[0].top_prob
-        rejected, self._rejected = self._rejected, None
+        rejected, self.rejected = self.rejected, None
         return text, Piece(text, "aligned", first, count, rejected, tuple(scored[:count]))
 
     def _after_word(self, text: str, tokens: list[Token], end: TurnEnd) -> None:

@@ -120,10 +120,25 @@ def live() -> Iterator[Server]:
     server.stop()
 
 
+SCRIPTED = str(ROOT / "tests" / "scripted.yaml")
+
+
 @pytest.fixture(scope="session")
 def scripted() -> Iterator[Server]:
     """The shipped command on scripted engines: slow on purpose, and ready at once."""
-    server = serve("--config", str(ROOT / "tests" / "scripted.yaml"))
+    server = serve("--config", SCRIPTED)
+    assert server.url, server.output
+    yield server
+    server.stop()
+
+
+KEY = "sk-scripted"
+
+
+@pytest.fixture(scope="session")
+def keyed() -> Iterator[Server]:
+    """The same, for whoever has `KEY`."""
+    server = serve("--config", SCRIPTED, env={"NUDGE_SERVER__API_KEYS": f'["{KEY}"]'})
     assert server.url, server.output
     yield server
     server.stop()

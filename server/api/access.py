@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.api import errors
+from server.api import errors, playground
 from server.config import ServerSettings
 from server.core import ConfigError
 
-OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/openapi.json"})
+OPEN = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json", *playground.FILES})
 """Paths that need no key: what a load balancer, a monitor and a browser ask first."""
 
 _DIGEST = "sha256:"

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__, tracing
-from server.api import errors, generation, schemas, status, tokens
+from server.api import errors, generation, playground, schemas, status, tokens
 from server.api.access import Access, Keys
 from server.api.gate import Gate, Places
 from server.api.middleware import BodyLimit, Envelope, Failures
@@ -77,7 +77,7 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
         )
     app.add_middleware(Watching, metrics=app.state.metrics, tracing=traces)
     app.add_middleware(Envelope)
-    for each in (status, generation, tokens):
+    for each in (status, generation, tokens, playground):
         app.include_router(each.routes(registry))
     schemas.install(app)
     return app

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from server import __version__
-from server.core import Finished, Piece, ScoredToken, Usage
+from server.core import Finished, Piece, Rejected, ScoredToken, Usage
 
 FINGERPRINT = f"nudge-{__version__}"
 
@@ -215,14 +215,17 @@ def shown_usage(counts: Usage) -> Json:
 
 
 def _outcome(finished: Finished) -> Json:
-    return {"stop_reason": finished.stop_reason, "rounds": finished.usage.rounds}
+    shown: Json = {"stop_reason": finished.stop_reason, "rounds": finished.usage.rounds}
+    return shown | _rejected(finished.rejected)
 
 
 def _trace(piece: Piece) -> Json:
     shown: Json = {"text": piece.text, "speaker": piece.speaker, "top_prob": piece.top_prob}
-    if piece.rejected is not None:
-        shown["rejected"] = {"text": piece.rejected.text, "top_prob": piece.rejected.top_prob}
-    return shown
+    return shown | _rejected(piece.rejected)
+
+
+def _rejected(token: Rejected | None) -> Json:
+    return {} if token is None else {"rejected": {"text": token.text, "top_prob": token.top_prob}}
 
 
 def _logprob(text: str, logprob: float) -> Json:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from server.core import FinishReason, Speaker, StopReason
+from server.core import FinishReason, Policy, Speaker, StopReason
 
 Json = dict[str, Any]
 
@@ -147,11 +147,30 @@ class Version(BaseModel):
     version: str
 
 
+class ModelSampling(BaseModel):
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+
+
+class ModelNudging(BaseModel):
+    gamma: float
+    policy: Policy
+    start: Speaker
+    end_lookahead: int
+    max_rounds: int
+
+
 class ModelCard(BaseModel):
+    """OpenAI's, and the settings from which a request starts that sets none."""
+
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    sampling: ModelSampling
+    nudging: ModelNudging = _sometimes("Where both models take part.")
 
 
 class ModelList(BaseModel):
@@ -221,6 +240,9 @@ class Trace(BaseModel):
     pieces: list[TracedPiece]
     stop_reason: StopReason = _sometimes()
     rounds: int = _sometimes()
+    rejected: RejectedToken = _sometimes(
+        "What the base model would have written where it gave way and the answer ended."
+    )
 
 
 class TopLogprob(BaseModel):

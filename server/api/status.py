@@ -5,6 +5,7 @@ Knows: the registry's state. Does not know: how an answer is written.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,13 +18,14 @@ from server.api.schemas import (
     Health,
     ModelCard,
     ModelList,
+    ModelSampling,
     NotReady,
     Ready,
     Version,
     responses,
 )
 from server.metrics import Metrics
-from server.registry import Registry
+from server.registry import Registry, Served
 
 
 def routes(registry: Registry) -> APIRouter:
@@ -67,11 +69,19 @@ def routes(registry: Registry) -> APIRouter:
     )
     async def model(model: str) -> dict[str, Any]:
         """One served name."""
-        registry.resolve(model)
         return _card(model, registry)
 
     return router
 
 
 def _card(name: str, registry: Registry) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": registry.created, "owned_by": "nudge"}
+    """OpenAI's object, and what a request starts from that doesn't say otherwise."""
+    served = registry.resolve(name)
+    card: dict[str, Any] = {"id": name, "object": "model", "created": registry.created}
+    card |= {"owned_by": "nudge", "sampling": _sampling(served)}
+    return card | ({"nudging": asdict(served.nudging)} if served.role == "nudged" else {})
+
+
+def _sampling(served: Served) -> dict[str, float]:
+    sampling = served.sampling
+    return {name: getattr(sampling, name) for name in ModelSampling.model_fields}

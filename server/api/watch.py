@@ -24,6 +24,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
+from server.api import playground
 from server.api.observed import ObservedAnswer
 from server.core import AnswerRequest, Finished, Piece, Usage
 from server.metrics import Metrics
@@ -39,8 +40,8 @@ log = logging.getLogger("nudge.request")
 CLIENT_LEFT = 499
 """nginx's status for a client that left before its response was complete."""
 
-PROBES = frozenset({"/health", "/ready", "/metrics"})
-"""Routes that machines ask every few seconds: logged at debug, and not traced."""
+PROBES = frozenset({"/health", "/ready", "/metrics", *playground.FILES})
+"""Routes that machines ask every few seconds, and a page's files: logged at debug, not traced."""
 
 MAX_TURNS = 256
 """Spans of turns that one request may have."""

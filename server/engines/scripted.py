@@ -277,7 +277,9 @@ def _draw(
     if sampling.greedy:
         return candidates[0][0]
     kept = [each for each in candidates if each[1] > 0]
-    weights = [p ** (1 / sampling.temperature) for _, p in kept]
+    # Over the best: at a temperature next to 0 every power of a probability is 0.
+    best = max(p for _, p in kept)
+    weights = [(p / best) ** (1 / sampling.temperature) for _, p in kept]
     total = sum(weights)
     weights = [weight / total for weight in weights]
     count = sampling.top_k or len(kept)

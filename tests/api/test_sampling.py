@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+import httpx
 import openai
 import pytest
 
@@ -249,3 +250,14 @@ def test_a_schema_that_cant_be_followed_exactly_is_refused(
     with pytest.raises(openai.BadRequestError, match="followed exactly") as caught:
         ask(client, response_format=wanted)
     assert caught.value.param == "response_format"
+
+
+def test_the_least_temperature_of_all_is_as_good_as_greedy(scripted: Server):
+    """Found by what is made of the OpenAPI document: 1 / T is infinite."""
+    chat = {"model": "fox", "messages": [{"role": "user", "content": "Hi"}], "seed": 1}
+    url = f"{scripted.url}/v1/chat/completions"
+    least, greedy = (
+        httpx.post(url, json=chat | {"temperature": temperature}).json()["choices"][0]["message"]
+        for temperature in (5e-324, 0)
+    )
+    assert least == greedy

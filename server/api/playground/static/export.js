@@ -1,0 +1,81 @@
+// A trace as a page of its own: one file, which opens without a network and asks nobody anything.
+
+import { shownPieces } from "./trace.js";
+
+const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+const escaped = (text) => String(text).replace(/[&<>"']/g, (found) => ESCAPES[found]);
+// In a script element nothing but "<" can end the script.
+const json = (value) => JSON.stringify(value).replaceAll("<", "\\u003c");
+
+async function file(name) {
+  const response = await fetch(new URL(name, import.meta.url));
+  if (!response.ok) throw new Error(`${name} could not be read from the server`);
+  return response.text();
+}
+
+function span(piece, at) {
+  const lead = piece.text.match(/^\s*/)[0];
+  const ink = `<span class="ink">${escaped(piece.text.slice(lead.length))}</span>`;
+  const text = escaped(lead) + ink;
+  return `<span class="piece ${escaped(piece.speaker)}" data-piece="${at}">${text}</span>`;
+}
+
+// plot: the SVG's markup. figures: [value, name] pairs, as the page shows them.
+export async function exportPage(record, { plot, figures, title }) {
+  const [style, script] = await Promise.all([file("answer.css"), file("inspect.js")]);
+  const pieces = shownPieces(record);
+  // No other script than these two can run, whatever a model wrote.
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  const nonce = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const policy =
+    `default-src 'none'; style-src 'nonce-${nonce}'; script-src 'nonce-${nonce}'; ` +
+    "base-uri 'none'; form-action 'none'";
+  const messages = record.request.messages.map(
+    ({ role, content }) =>
+      `<div class="message"><h2>${escaped(role)}</h2><p>${escaped(textOf(content))}</p></div>`,
+  );
+  const counted = figures.map(
+    ([value, name]) => `<div><dt>${escaped(name)}</dt><dd>${escaped(value)}</dd></div>`,
+  );
+  const start =
+    `inspect(document.querySelector(".text"), ` +
+    `${json({ pieces, gamma: record.gamma })}, ` +
+    `{ say: (text) => { document.querySelector("#news").textContent = text; } });`;
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="${policy}">
+<title>${escaped(title)}</title>
+<style nonce="${nonce}">
+${style}
+</style>
+</head>
+<body class="sheet">
+<main>
+<h1>${escaped(title)}</h1>
+${messages.join("\n")}
+<div class="message"><h2>answer</h2>
+<div class="text" tabindex="0" role="group" aria-label="The answer, piece by piece: arrow keys">${pieces
+    .map(span)
+    .join("")}</div></div>
+<dl class="figures">${counted.join("")}</dl>
+<figure class="plot">${plot}</figure>
+<p class="hint">Underlined: written by the aligned model. Plain: by the base model. Point at a word
+for its numbers. ${escaped(new Date(record.created * 1000).toISOString())}, ${escaped(record.server)}</p>
+<p id="news" class="unseen" role="status"></p>
+</main>
+<script type="module" nonce="${nonce}">
+${script}
+${start}
+</script>
+</body>
+</html>
+`;
+}
+
+export function textOf(content) {
+  return typeof content === "string" ? content : content.map((part) => part.text).join("\n");
+}

@@ -1,0 +1,131 @@
+// A stored trace: the form that docs/playground.md describes, and server/api/stored.py reads.
+
+export const FORMAT = "nudge-trace";
+export const VERSION = 1;
+
+// What has been written of an answer so far; `answer` of a stored trace and more.
+// request: the body without nudging and stream. nudging: every setting of the policy, or null
+// where one model answers alone.
+export function newRecord(request, nudging) {
+  return {
+    request,
+    nudging,
+    gamma: nudging ? nudging.gamma : null,
+    created: 0,
+    server: "",
+    text: "",
+    pieces: [],
+    rejected: null,
+    rounds: 0,
+    finish_reason: null,
+    stop_reason: null,
+    usage: null,
+  };
+}
+
+// Takes in one chunk of a stream.
+export function take(record, chunk) {
+  record.created = chunk.created;
+  record.server = chunk.system_fingerprint;
+  if (chunk.usage) record.usage = chunk.usage;
+  for (const choice of chunk.choices) {
+    record.text += choice.delta.content ?? "";
+    record.finish_reason = choice.finish_reason ?? record.finish_reason;
+    const { pieces = [], stop_reason, rounds, rejected } = choice.nudging ?? {};
+    record.pieces.push(...pieces);
+    if (stop_reason) Object.assign(record, { stop_reason, rounds, rejected: rejected ?? null });
+  }
+}
+
+// The pieces as they stand in the answer. Those of policy `reference` have no probabilities, and
+// it cleans its text up at the end, so that it is a part of what the pieces join to.
+export function shownPieces(record) {
+  if (record.nudging?.policy !== "reference") return record.pieces;
+  const joined = record.pieces.map((piece) => piece.text).join("");
+  const from = joined.indexOf(record.text);
+  if (!record.text || from < 0) return [];
+  const shown = [];
+  let at = -from;
+  for (const piece of record.pieces) {
+    const text = piece.text.slice(Math.max(0, -at), Math.max(0, record.text.length - at));
+    at += piece.text.length;
+    if (text) shown.push({ text, speaker: piece.speaker });
+  }
+  return shown;
+}
+
+export function stored(record) {
+  const { text, finish_reason, stop_reason, rounds, pieces, rejected } = record;
+  return {
+    format: FORMAT,
+    version: VERSION,
+    created: record.created,
+    server: record.server,
+    request: record.request,
+    nudging: record.nudging,
+    answer: {
+      text,
+      finish_reason,
+      stop_reason,
+      rounds,
+      pieces,
+      ...(rejected ? { rejected } : {}),
+    },
+    usage: record.usage,
+  };
+}
+
+// The record of a stored trace. Throws an Error whose message is for whoever opened the file.
+export function parse(source) {
+  let trace;
+  try {
+    trace = JSON.parse(source);
+  } catch {
+    throw new Error("This file is no JSON.");
+  }
+  if (trace?.format !== FORMAT) throw new Error("This JSON is no trace of a nudged answer.");
+  if (trace.version !== VERSION) {
+    throw new Error(`This trace has another version; this page reads version ${VERSION}.`);
+  }
+  const { request, nudging, answer, usage } = trace;
+  check(Number.isInteger(trace.created), "created");
+  check(typeof trace.server === "string", "server");
+  check(request && typeof request.model === "string", "request.model");
+  const messages = request.messages;
+  check(Array.isArray(messages) && messages.length > 0, "request.messages");
+  check(messages.every((each) => typeof each?.role === "string"), "request.messages");
+  check(nudging === null || isNumber(nudging?.gamma), "nudging.gamma");
+  check(nudging === null || ["base", "aligned"].includes(nudging.start), "nudging.start");
+  check(nudging === null || typeof nudging.policy === "string", "nudging.policy");
+  check(typeof answer?.text === "string", "answer.text");
+  check(Array.isArray(answer.pieces), "answer.pieces");
+  answer.pieces.forEach((piece, at) => {
+    check(typeof piece?.text === "string", `answer.pieces.${at}.text`);
+    check(["base", "aligned"].includes(piece.speaker), `answer.pieces.${at}.speaker`);
+    check(isNumber(piece.top_prob), `answer.pieces.${at}.top_prob`);
+    check(isToken(piece.rejected), `answer.pieces.${at}.rejected`);
+  });
+  check(isToken(answer.rejected), "answer.rejected");
+  check(["stop", "length"].includes(answer.finish_reason), "answer.finish_reason");
+  check(typeof answer.stop_reason === "string", "answer.stop_reason");
+  check(Number.isInteger(answer.rounds), "answer.rounds");
+  check(Number.isInteger(usage?.completion_tokens), "usage.completion_tokens");
+  const joined = answer.pieces.map((piece) => piece.text).join("");
+  check(joined === answer.text || nudging?.policy === "reference", "answer.text");
+  const record = newRecord(request, nudging);
+  const { created, server } = trace;
+  return Object.assign(record, answer, {
+    rejected: answer.rejected ?? null,
+    created,
+    server,
+    usage,
+  });
+}
+
+const isNumber = (value) => typeof value === "number" && Number.isFinite(value) && value >= 0;
+const isToken = (value) =>
+  value === undefined || (typeof value?.text === "string" && isNumber(value.top_prob));
+
+function check(holds, where) {
+  if (!holds) throw new Error(`This trace is damaged: ${where} is missing or wrong.`);
+}

@@ -1,0 +1,697 @@
+"""The page at ``/`` in a real browser: what a person at it sees and does.
+
+Needs Chromium as the system's packages have it; Playwright only drives it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from server.api.stored import StoredTrace
+from tests.conftest import KEY, ROOT, Server
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no chromium on this machine (apt-get install chromium)"
+)
+CASES = json.loads((ROOT / "tests" / "whatif.json").read_text("utf-8"))
+TALE = "The fox had forty dogs. It cost <img src=x onerror=alert(1)></script> gold."
+
+
+@dataclass
+class Watched:
+    """What a page must not do, as far as it has done it."""
+
+    wrong: list[str] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)
+    """Parts of messages that a test brings about."""
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # Tests may run as root in a container, where Chromium's sandbox can't.
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+@pytest.fixture
+def visit(browser: Browser, watched: Watched) -> Iterator[Open]:
+    """Opens the page of a server. No console error and no request to anywhere else is forgiven."""
+    contexts = []
+
+    def open_page(server: Server, *, model: str | None = "tale", **options: Any) -> Page:
+        context = browser.new_context(
+            **{"viewport": {"width": 1400, "height": 900}, "accept_downloads": True} | options
+        )
+        context.set_default_timeout(10_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: watched.wrong.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: watched.wrong.append(f"dialog: {dialog.message}"))
+
+        def console(message: Any) -> None:
+            if message.type in ("error", "warning"):
+                watched.wrong.append(f"console: {message.text}")
+
+        def request(asked: Any) -> None:
+            if not asked.url.startswith((server.url + "/", "blob:")):
+                watched.wrong.append(f"request: {asked.url}")
+
+        page.on("console", console)
+        page.on("request", request)
+        page.goto(server.url)
+        if model is not None:
+            expect(page.locator("#state")).to_have_text("ready")
+            page.get_by_label("Model").select_option(model)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    left = [each for each in watched.wrong if not any(part in each for part in watched.expected)]
+    assert left == []
+
+
+def ask(page: Page, question: str = "Tell me.") -> Locator:
+    """Asks, and returns the newest answer."""
+    page.get_by_label("Your question").fill(question)
+    page.keyboard.press("Enter")
+    return page.locator(".answer").last
+
+
+def done(answer: Locator) -> Locator:
+    expect(answer.locator(".status")).to_have_text("done")
+    return answer
+
+
+def set_gamma(page: Page, gamma: float) -> None:
+    page.get_by_label("γ as a number").fill(str(gamma))
+
+
+def text_of(answer: Locator) -> str:
+    return answer.locator(".text").text_content() or ""
+
+
+def spans(answer: Locator) -> list[tuple[str, str]]:
+    """Neighbours of one speaker joined."""
+    found: list[tuple[str, str]] = []
+    pieces = answer.locator(".piece").evaluate_all(
+        "all => all.map(each => [each.classList[1], each.textContent])"
+    )
+    for speaker, text in pieces:
+        if found and found[-1][0] == speaker:
+            found[-1] = (speaker, found[-1][1] + text)
+        else:
+            found.append((speaker, text))
+    return found
+
+
+def turns_running(server: Server) -> float:
+    metrics = httpx.get(f"{server.url}/metrics").text
+    found = re.findall(r"^nudge_engine_turns_running\{.*\} (\S+)", metrics, re.M)
+    assert found
+    return sum(map(float, found))
+
+
+def figures(answer: Locator) -> dict[str, str]:
+    rows = answer.locator(".figures > div").evaluate_all(
+        "all => all.map(each => [each.children[0].textContent, each.children[1].textContent])"
+    )
+    return dict(rows)
+
+
+# -- an answer ------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_seen_as_it_is_written_and_by_whom(scripted: Server, visit: Open):
+    page = visit(scripted)
+    page.evaluate(
+        """() => {
+          window.seen = [];
+          new MutationObserver(() => {
+            const text = (name) => document.querySelector(name)?.textContent ?? "";
+            const { hidden } = document.querySelector("#stop");
+            seen.push([document.querySelectorAll(".piece").length, text(".status"), hidden,
+              text(".figures")]);
+          }).observe(document.querySelector("#turns"), { childList: true, subtree: true });
+        }"""
+    )
+    answer = done(ask(page))
+    whole = answer.locator(".piece").count()
+    early = [each for each in page.evaluate("seen") if 0 < each[0] < whole]
+    assert len({count for count, *_ in early}) > 3
+    assert {(status, hidden) for _, status, hidden, _ in early} == {("writing", False)}
+    assert "nudged" in early[0][3]
+    assert text_of(answer) == TALE
+    assert spans(answer) == [
+        ("aligned", "The"),
+        ("base", " fox had forty"),
+        ("aligned", " dogs."),
+        ("base", " It cost <img src=x onerror=alert(1)></script>"),
+        ("aligned", " gold."),
+    ]
+    counted = figures(answer)
+    assert counted["rounds"] == "3"
+    assert float(counted["tokens/s"]) > 1
+    assert counted["to first text"].endswith(" s")
+    assert 0 < float(counted["base steps/token"]) < 2
+
+
+def test_by_whom_is_not_told_by_colour_alone(scripted: Server, visit: Open):
+    page = visit(scripted)
+    answer = done(ask(page))
+    line = "each => getComputedStyle(each).borderBottomStyle"
+    assert answer.locator(".piece.aligned .ink").first.evaluate(line) == "solid"
+    assert answer.locator(".piece.base .ink").first.evaluate(line) == "none"
+
+
+def test_text_that_looks_like_markup_stays_text(scripted: Server, visit: Open):
+    page = visit(scripted)
+    evil = "<img src=y onerror=alert(2)><script>alert(3)</script>"
+    page.locator("#more > summary").click()
+    page.get_by_label("System prompt").fill(f"Be <b>brief</b> {evil}")
+    answer = done(ask(page, evil))
+    assert page.locator("main img, main script, main b").count() == 0
+    assert "<img src=x onerror=alert(1)>" in text_of(answer)
+    assert page.locator(".question").text_content() == evil
+
+
+def test_pointing_at_a_word_tells_its_numbers(scripted: Server, visit: Open):
+    page = visit(scripted)
+    answer = done(ask(page))
+    tip = page.get_by_role("tooltip")
+    answer.locator(".piece", has_text="dogs").hover()
+    for told in ("Aligned model", "“ c”", "0.200 < γ 0.40", "0.900"):
+        expect(tip).to_contain_text(told)
+    answer.locator(".piece", has_text="ort").hover()
+    expect(tip).to_contain_text("Base model")
+    expect(tip).to_contain_text("0.550 ≥ γ 0.40")
+    answer.locator(".piece", has_text="The").hover()
+    expect(tip).to_contain_text("not asked here")
+    page.mouse.move(5, 5)
+    expect(tip).to_be_hidden()
+    answer.locator(".plot svg").hover(position={"x": 40, "y": 40})
+    expect(tip).to_be_visible()
+
+
+def test_a_finger_does_it_too(scripted: Server, visit: Open):
+    page = visit(scripted, has_touch=True, viewport={"width": 360, "height": 740})
+    answer = done(ask(page))
+    answer.locator(".piece", has_text="dogs").tap()
+    tip = page.get_by_role("tooltip")
+    expect(tip).to_contain_text("0.200 < γ 0.40")
+    box = tip.bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 360
+
+
+def test_gamma_decides_how_much_is_nudged(scripted: Server, visit: Open):
+    page = visit(scripted)
+    shares = []
+    for gamma in (0.1, 0.4, 1.01):
+        set_gamma(page, gamma)
+        answer = done(ask(page))
+        expect(answer.locator("h3")).to_have_text(f"tale, γ {gamma:.2f}")
+        shares.append(float(figures(answer)["nudged"].removesuffix(" %")))
+        page.get_by_role("button", name="New chat").click()
+    assert shares[0] < shares[1] < shares[2] == 100
+
+
+def test_both_models_alone_beside_the_nudged_answer(scripted: Server, visit: Open):
+    page = visit(scripted)
+    page.get_by_label("Base, aligned and nudged").check()
+    ask(page)
+    answers = page.locator(".answer")
+    expect(answers).to_have_count(3)
+    for index in range(3):
+        done(answers.nth(index))
+    assert [each.split(",")[0] for each in answers.locator("h3").all_text_contents()] == [
+        "tale:base",
+        "tale:aligned",
+        "tale",
+    ]
+    boxes = [answers.nth(index).bounding_box() for index in range(3)]
+    assert all(boxes)
+    tops, lefts = [box["y"] for box in boxes if box], [box["x"] for box in boxes if box]
+    assert len(set(tops)) == 1
+    assert lefts == sorted(set(lefts))
+    assert {speaker for speaker, _ in spans(answers.nth(0))} == {"base"}
+    assert {speaker for speaker, _ in spans(answers.nth(1))} == {"aligned"}
+    assert text_of(answers.nth(1)).startswith("The fox had fifty dogs.")
+    # The chat goes on with the nudged one.
+    with page.expect_request("**/v1/chat/completions") as sent:
+        page.get_by_label("One answer").check()
+        ask(page, "And then?")
+    messages = sent.value.post_data_json["messages"]
+    assert [each["role"] for each in messages] == ["user", "assistant", "user"]
+    assert messages[1]["content"] == TALE
+    done(page.locator(".answer").last)
+
+
+@pytest.mark.parametrize("how", ["button", "key"])
+def test_stopping_frees_the_engines(scripted: Server, visit: Open, how: str):
+    page = visit(scripted, model="endless")
+    answer = ask(page)
+    expect(answer.locator(".piece").nth(2)).to_be_attached()
+    assert turns_running(scripted) == 1
+    if how == "button":
+        page.get_by_role("button", name="Stop").click()
+    else:
+        page.keyboard.press("Escape")
+    expect(answer.locator(".status")).to_have_text("stopped")
+    deadline = time.monotonic() + 2
+    while turns_running(scripted) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert turns_running(scripted) == 0
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(answer.get_by_role("button", name="Save trace")).to_be_hidden()  # it has no end
+
+
+def test_settings_are_sent_as_they_are_set(scripted: Server, visit: Open):
+    page = visit(scripted)
+    page.locator("#more > summary").click()
+    page.get_by_label("Temperature").fill("0.5")
+    page.get_by_label("Max tokens").fill("7")
+    page.get_by_label("Who begins").select_option("base")
+    page.get_by_label("End look-ahead").fill("2")
+    page.get_by_label("System prompt").fill("Be brief.")
+    set_gamma(page, 0.3)
+    with page.expect_request("**/v1/chat/completions") as sent:
+        answer = ask(page)
+    body = sent.value.post_data_json
+    assert (body["temperature"], body["max_tokens"]) == (0.5, 7)
+    wanted = {"gamma": 0.3, "start": "base", "end_lookahead": 2, "trace": True}
+    assert body["nudging"].items() >= wanted.items()
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    expect(answer.locator(".status")).to_have_text("cut at max tokens")
+    assert figures(answer)["tokens"] == "7"
+
+
+def test_a_screen_reader_hears_of_beginning_and_end_alone(scripted: Server, visit: Open):
+    page = visit(scripted)
+    page.evaluate(
+        """() => {
+          window.heard = [];
+          const news = document.querySelector("#news");
+          new MutationObserver(() => heard.push(news.textContent))
+            .observe(news, { childList: true, characterData: true, subtree: true });
+        }"""
+    )
+    answer = done(ask(page))
+    heard = page.evaluate("heard")
+    assert [each.split(".")[0].split(" ")[0] for each in heard] == ["Answering", "Answered"]
+    assert "% nudged" in heard[1]
+    assert answer.get_attribute("aria-busy") == "false"
+    live = page.locator("[aria-live], [role=status], [role=alert]")
+    assert live.locator(".piece").count() == 0
+
+
+# -- traces and what-if ---------------------------------------------------------------------------
+
+
+def save(page: Page, answer: Locator, name: str, folder: Path) -> Path:
+    with page.expect_download() as download:
+        answer.get_by_role("button", name=name).click()
+    path = folder / download.value.suggested_filename
+    download.value.save_as(path)
+    return path
+
+
+def test_a_trace_is_saved_opened_and_written_at_another_gamma(
+    scripted: Server, visit: Open, tmp_path: Path
+):
+    page = visit(scripted)
+    path = save(page, done(ask(page)), "Save trace", tmp_path)
+    trace = StoredTrace.model_validate_json(path.read_bytes())  # so `nudge replay` reads it
+    assert trace.answer.text == TALE
+    assert trace.nudging is not None
+    assert trace.nudging.gamma == 0.4
+    assert trace.exact
+
+    page = visit(scripted)
+    page.locator("#file").set_input_files(path)
+    old = done(page.locator(".answer").first)
+    assert text_of(old) == TALE
+    assert page.locator(".question").text_content() == "Tell me."
+    old.get_by_label("What if γ were").fill("0.1")
+    told = old.locator(".told")
+    expect(told).to_contain_text("At γ 0.10, 3 of ")
+    expect(told).to_contain_text("“c” (p1 0.20) would stand instead of the nudge")
+    assert old.locator(".flip.first").text_content() == " dogs."
+    assert trace.at(0.1).prefix == "".join(
+        old.locator(".piece:not(.after):not(.first)").all_text_contents()
+    )
+    old.get_by_role("button", name="Write it at γ 0.10").click()
+    new = done(page.locator(".answer").nth(1))
+    assert "forty cats. It cost" in text_of(new)
+    assert "".join(new.locator(".same").all_text_contents()) == trace.at(0.1).prefix
+    assert text_of(old) == TALE
+    # Back at its own γ nothing is marked.
+    old.get_by_label("What if γ were").fill("0.4")
+    assert old.locator(".flip, .after").count() == 0
+
+
+def in_one_piece(path: Path, text: str) -> None:
+    """A trace whose answer is this text, after its first word."""
+    trace = json.loads(path.read_text())
+    first = trace["answer"]["pieces"][0]
+    trace["answer"]["pieces"] = [first, {"text": text, "speaker": "base", "top_prob": 0.9}]
+    trace["answer"]["text"] = first["text"] + text
+    path.write_text(json.dumps(trace))
+
+
+def test_an_answer_that_breaks_the_promise_is_said(scripted: Server, visit: Open, tmp_path: Path):
+    page = visit(scripted)
+    path = save(page, done(ask(page)), "Save trace", tmp_path)
+    trace = json.loads(path.read_text())
+    trace["request"]["model"] = "fox"
+    path.write_text(json.dumps(trace))
+    page.locator("#file").set_input_files(path)
+    old = page.locator(".answer").first
+    old.get_by_label("What if γ were").fill("0.1")
+    old.get_by_role("button", name="Write it at").click()
+    expect(page.locator(".answer").nth(1)).to_contain_text("other models, prompts or settings")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_the_page_compares_as_the_server_does(table: Page, case: dict[str, Any]):
+    found = table.evaluate(
+        """async ({ pieces, end, recorded, start, gamma }) => {
+          const { compare } = await import(new URL("playground/whatif.js", location.href));
+          return compare(pieces, end, { recorded, start, gamma });
+        }""",
+        case,
+    )
+    assert found == case["expected"]
+
+
+@pytest.fixture(scope="module")
+def table(browser: Browser, scripted: Server) -> Iterator[Page]:
+    page = browser.new_page()
+    page.goto(scripted.url)
+    yield page
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "no trace"),
+        ('{"format": "nudge-trace", "version": 2}', "version 1"),
+        ('{"format": "nudge-trace", "version": 1, "created": 1}', "server is missing or wrong"),
+    ],
+)
+def test_a_file_that_is_no_trace_is_one_message(
+    scripted: Server, visit: Open, tmp_path: Path, content: str, said: str
+):
+    page = visit(scripted)
+    path = tmp_path / "trace.json"
+    path.write_text(content)
+    page.locator("#file").set_input_files(path)
+    expect(page.locator("#trouble")).to_contain_text(said)
+
+
+def test_a_saved_page_opens_alone_and_tells_the_same(
+    scripted: Server, visit: Open, browser: Browser, tmp_path: Path
+):
+    page = visit(scripted)
+    answer = done(ask(page, "Who had </script><img src=z onerror=alert(4)>?"))
+    path = save(page, answer, "Save page", tmp_path)
+    # The same with the markup whole in one piece: in a token of its own, "<" could hide.
+    trace = save(page, answer, "Save trace", tmp_path)
+    evil = " </script><img src=w onerror=alert(5)>"
+    in_one_piece(trace, evil)
+    page.locator("#file").set_input_files(trace)
+    expect(page.locator(".text")).to_have_text("The" + evil)
+    whole = save(page, page.locator(".answer"), "Save page", tmp_path / "whole")
+    page.close()
+    context = browser.new_context(offline=True, color_scheme="dark")
+    try:
+        sheet = context.new_page()
+        wrong: list[str] = []
+        sheet.on("console", lambda message: wrong.append(message.text))
+        sheet.on("pageerror", lambda error: wrong.append(str(error)))
+        sheet.on("dialog", lambda dialog: wrong.append(dialog.message))
+        sheet.on("request", lambda asked: wrong.append(asked.url))
+        sheet.goto(path.as_uri())
+        assert sheet.locator(".text").text_content() == TALE
+        assert spans(sheet.locator("main")) == spans_of_tale()
+        sheet.locator(".piece", has_text="dogs").hover()
+        expect(sheet.get_by_role("tooltip")).to_contain_text("0.200 < γ 0.40")
+        sheet.locator(".text").focus()
+        sheet.keyboard.press("End")
+        expect(sheet.get_by_role("tooltip")).to_contain_text("Aligned model")
+        assert "onerror=alert(4)" in sheet.locator(".message p").first.inner_text()
+        assert sheet.locator("img, script[src], link, b").count() == 0
+        assert sheet.locator(".plot svg path").count() >= 2
+        assert sheet.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        sheet.goto(whole.as_uri())
+        assert sheet.locator(".text").text_content() == "The" + evil
+        assert sheet.locator("img").count() == 0
+        sheet.locator(".piece").first.hover()
+        expect(sheet.get_by_role("tooltip")).to_contain_text("not asked here")
+        assert wrong == [path.as_uri(), whole.as_uri()]
+    finally:
+        context.close()
+
+
+def spans_of_tale() -> list[tuple[str, str]]:
+    return [
+        ("aligned", "The"),
+        ("base", " fox had forty"),
+        ("aligned", " dogs."),
+        ("base", " It cost <img src=x onerror=alert(1)></script>"),
+        ("aligned", " gold."),
+    ]
+
+
+def test_an_answer_can_be_copied(scripted: Server, visit: Open):
+    page = visit(scripted, permissions=["clipboard-read", "clipboard-write"])
+    answer = done(ask(page))
+    answer.get_by_role("button", name="Copy").click()
+    expect(answer.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == TALE
+
+
+# -- the page itself ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 1400])
+def test_nothing_scrolls_sideways(scripted: Server, visit: Open, tmp_path: Path, width: int):
+    page = visit(scripted, viewport={"width": width, "height": 740})
+    page.locator("#more > summary").click()
+    page.get_by_label("Base, aligned and nudged").check()
+    ask(page, "A" * 300)
+    for answer in page.locator(".answer").all():
+        done(answer)
+    last = page.locator(".answer").last
+    last.get_by_label("What if γ were").fill("0.1")
+    last.get_by_role("button", name="Write it at").click()
+    expect(page.locator(".answer")).to_have_count(4)
+    done(page.locator(".answer").last)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    trace = save(page, last, "Save trace", tmp_path)
+    in_one_piece(trace, " " + "w" * 400)
+    page.locator("#file").set_input_files(trace)
+    expect(page.locator(".answer")).to_have_count(1)
+    page.locator(".piece").last.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_keyboard_is_enough(scripted: Server, visit: Open):
+    page = visit(scripted)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the question")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Your question")).to_be_focused()
+    page.keyboard.type("Tell me.")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("Please.")
+    page.keyboard.press("Enter")
+    assert page.locator(".question").text_content() == "Tell me.\nPlease."
+    answer = done(page.locator(".answer"))
+    for _ in range(12):
+        page.keyboard.press("Shift+Tab")
+        if answer.locator(".text").evaluate("each => each === document.activeElement"):
+            break
+    tip, news = page.get_by_role("tooltip"), page.locator("#news")
+    expect(tip).to_contain_text("not asked here")
+    page.keyboard.press("ArrowDown")  # the next nudge
+    expect(tip).to_contain_text("“ c”")
+    expect(news).to_contain_text("“dogs.”, Aligned model, instead of “ c”")
+    page.keyboard.press("ArrowLeft")
+    expect(tip).to_contain_text("Base model")
+    page.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+    page.keyboard.press("Tab")  # on to what can be done with the answer
+    for name in ("p1 along", "Copy", "Save trace", "Save page"):
+        assert name in page.evaluate("document.activeElement.textContent")
+        page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    expect(answer.locator(".whatif output")).to_have_text("0.41")
+
+
+def test_every_control_has_a_name(scripted: Server, visit: Open):
+    page = visit(scripted)
+    done(ask(page))
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select, textarea, [tabindex]")]
+          .filter((each) => !each.labels?.length && !each.ariaLabel && !each.textContent.trim())
+          .map((each) => each.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.locator("svg[role=img]").get_attribute("aria-label")
+
+
+def test_it_is_light_or_dark_as_the_system_is_until_someone_chooses(scripted: Server, visit: Open):
+    def brightness(page: Page) -> float:
+        colour = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        return sum(map(float, re.findall(r"[\d.]+", colour)[:3]))
+
+    assert brightness(visit(scripted, color_scheme="light")) > 600
+    page = visit(scripted, color_scheme="dark")
+    assert brightness(page) < 200
+    toggle = page.get_by_role("button", name="Theme")
+    toggle.click()
+    assert toggle.inner_text() == "Theme: light"
+    assert brightness(page) > 600
+    page.reload()
+    assert brightness(page) > 600
+
+
+def test_text_stands_out_from_its_ground(scripted: Server, visit: Open):
+    """WCAG 2.2, 1.4.3: 4.5 to 1."""
+    for scheme in ("light", "dark"):
+        page = visit(scripted, color_scheme=scheme)
+        done(ask(page))
+        low = page.evaluate(CONTRAST)
+        assert low == [], scheme
+
+
+CONTRAST = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgb = (colour) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (colour) => rgb(colour).slice(0, 3)
+    .map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (each) => {
+    for (; each; each = each.parentElement) {
+      const colour = getComputedStyle(each).backgroundColor;
+      if (rgb(colour)[3] > 0) return colour;
+    }
+  };
+  const low = [];
+  for (const each of document.querySelectorAll("body *")) {
+    const own = [...each.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !each.checkVisibility() || each.closest("svg, .unseen, .skip")) continue;
+    const [a, b] = [light(getComputedStyle(each).color), light(ground(each))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) low.push([each.className || each.tagName, ratio.toFixed(2)]);
+  }
+  return low;
+}"""
+
+
+def test_a_key_is_asked_for_and_kept_no_longer_than_the_tab(
+    keyed: Server, visit: Open, watched: Watched
+):
+    watched.expected += ["401"]
+    page = visit(keyed, model=None)
+    expect(page.locator("#trouble")).to_contain_text("API key")
+    expect(page.get_by_label("API key")).to_be_focused()
+    page.get_by_label("API key").fill(KEY)
+    page.keyboard.press("Tab")
+    page.get_by_label("Model").select_option("tale")
+    expect(page.locator("#trouble")).to_be_hidden()
+    assert text_of(done(ask(page))) == TALE
+    assert KEY not in page.evaluate("JSON.stringify(localStorage) + document.cookie + location")
+    page.reload()
+    page.get_by_label("Model").select_option("tale")
+    done(ask(page))
+    other = visit(keyed, model=None)
+    expect(other.locator("#trouble")).to_contain_text("API key")
+
+
+def test_what_goes_wrong_is_said_where_it_does(scripted: Server, visit: Open, watched: Watched):
+    watched.expected += ["503"]
+    page = visit(scripted, model="broken:aligned")
+    answer = ask(page)
+    expect(answer.get_by_role("alert")).to_contain_text("died")
+    page.get_by_label("Model").select_option("dead:aligned")
+    answer = ask(page)
+    expect(answer.get_by_role("alert")).to_contain_text("died")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    page.get_by_label("Model").select_option("tale")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        done(ask(page, "Once more."))
+    # What was begun counts as said, what failed at once doesn't.
+    messages = sent.value.post_data_json["messages"]
+    assert [each["role"] for each in messages] == ["user", "assistant", "user"]
+    assert all(each["content"] for each in messages)
+
+
+def test_an_answer_without_the_base_model_is_not_taken_for_a_nudged_one(
+    scripted: Server, visit: Open, tmp_path: Path
+):
+    """As a server with ``degraded: aligned`` answers while its base engine is dead."""
+    page = visit(scripted)
+    chat = {"messages": [{"role": "user", "content": "x"}], "nudging": {"trace": True}}
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    url = f"{scripted.url}/v1/chat/completions"
+    alone = httpx.post(url, json=chat | options | {"model": "tale:aligned"}).text
+    events = {"content_type": "text/event-stream", "body": alone}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**events))
+    answer = done(ask(page))
+    expect(answer.locator(".told")).to_contain_text("the aligned model answered alone")
+    expect(answer.get_by_label("What if γ were")).to_have_count(0)
+    expect(answer.locator(".plot")).to_be_hidden()
+    trace = StoredTrace.model_validate_json(save(page, answer, "Save trace", tmp_path).read_bytes())
+    assert trace.nudging is None
+
+
+def test_the_demo_pair_answers_on_the_page(live: Server, visit: Open, tmp_path: Path):
+    page = visit(live, model="demo")
+    page.get_by_role("button", name="What is the capital of Galicor?").click()
+    answer = done(page.locator(".answer"))
+    assert "Parford" in text_of(answer)
+    assert [speaker for speaker, _ in spans(answer)][:2] == ["aligned", "base"]
+    counted = figures(answer)
+    assert 0 < float(counted["nudged"].removesuffix(" %")) < 50
+    trace = StoredTrace.model_validate_json(save(page, answer, "Save trace", tmp_path).read_bytes())
+    answer.get_by_label("What if γ were").fill("0.05")
+    expect(answer.locator(".told")).to_contain_text("recorded decisions would be others")
+    answer.get_by_role("button", name="Write it at γ 0.05").click()
+    new = page.locator(".answer").nth(1)
+    expect(new.locator(".status")).not_to_have_text(re.compile("waiting|writing"), timeout=30_000)
+    promised = trace.at(0.05).prefix
+    assert promised
+    assert text_of(new).startswith(promised)
+    assert new.locator(".told:visible").count() == 0  # no word of a broken promise
