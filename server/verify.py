@@ -7,7 +7,7 @@ first other token is its own, behind which the rest of the draft is void.
 
 This is no other policy: two sessions answer the same turns with the same tokens as those they
 stand for, and only know some of them before they are asked. So the answer is the same, token for
-token, as far as the two models' arithmetic is (docs/adr/0014).
+token, as far as the two models' arithmetic is (docs/adr/0015).
 
 Knows: sessions, and the writer that has them. Does not know: the policy's rules, vLLM, HTTP.
 """
