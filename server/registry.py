@@ -331,6 +331,11 @@ class Registry:
             prompt = engine.info.tokenizer.encode_prompt(prompt, bos=bos)
         return Alone(engine, served.role, prompt, request)
 
+    def engine(self, served: Served, role: Literal["base", "aligned"]) -> Engine:
+        """For whoever measures. Raises `EngineUnavailable`."""
+        self._expect_ready()
+        return self._engine(served.name, role)
+
     def _engine(self, name: str, role: Literal["base", "aligned"]) -> Engine:
         """Raises `EngineUnavailable` where it is dead."""
         return self._living(self._engine_name(name, role))
