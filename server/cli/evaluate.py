@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markdown import Markdown
+from rich.table import Table
 
 from server.cli.measure import (
     AtOnceOption,
@@ -95,7 +95,10 @@ def evaluate(
         text = report.evaluation(description, found, list(judges), plot)
         (to / "report.md").write_text(text, "utf-8")
         report.write_json(to / "report.json", {"about": description, "systems": found})
-        out.print(Markdown("\n".join(line for line in text.split("\n") if line.startswith("|"))))
+        table = Table("system", *judges, "stopped", "nudged", "tokens", "tok/s", box=None)
+        for each in found:
+            table.add_row(each.system, *report.shown(each))
+        out.print(table)
         if not plot:
             out.print(f"no plot: {plots.INSTALL}", markup=False)
         out.print(f"written: {to}/report.md, report.json {plot or ''}")

@@ -244,11 +244,14 @@ def snippet(model: str, settings: Mapping[str, Any], gamma: float) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Markdown; numbers to the right."""
-    marks = ["---"] + ["---:"] * (len(head) - 1)
-    if rows and not any(mark.isdigit() for mark in rows[0][-1]):
-        marks[-1] = "---"
+    columns = zip(*rows, strict=True) if rows else [[""]] * len(head)
+    marks = ["---:" if all(map(_numeric, column)) else "---" for column in columns]
     lines = [head, marks, *rows]
     return ["| " + " | ".join(each.replace("|", "\\|") for each in line) + " |" for line in lines]
+
+
+def _numeric(cell: str) -> bool:
+    return cell[:1].isdigit() or cell[:1] in ("–", "+", "-")
 
 
 def _described(about: About) -> list[str]:
@@ -262,6 +265,13 @@ def _described(about: About) -> list[str]:
         about.command,
         "```",
     ]
+
+
+def shown(system: Figures) -> list[str]:
+    """One line of the terminal's table: scores, stopped, nudged, tokens, tokens a second."""
+    scores = [_estimate(each) for each in system.scores.values()]
+    speed = f"{system.tokens_per_s:.0f}"
+    return [*scores, _percent(system.stopped), _nudged(system), f"{system.tokens:.0f}", speed]
 
 
 def _estimate(value: Estimate, *, signed: bool = False) -> str:

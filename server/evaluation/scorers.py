@@ -126,7 +126,7 @@ def to_number(value: Any) -> Decimal | None:
     """A number as it may be written: "1,200", "$3.50", "12 %"."""
     if isinstance(value, bool):
         return None
-    text = str(value).strip().strip("$€£%. ").replace(",", "").replace("\N{MINUS SIGN}", "-")
+    text = str(value).strip("$€£% \n\t").rstrip(".").replace(",", "").replace("\N{MINUS SIGN}", "-")
     try:
         found = Decimal(text)
     except InvalidOperation:
@@ -177,7 +177,7 @@ def _picked(answer: str, choices: Sequence[str]) -> int | None:
     said = re.findall(rf"(?i:\banswer\b(?:\s+is)?)\s*:?\s*\W?([{letters}])\b", answer)
     first = re.findall(rf"\A\W*([{letters}])(?:[.):,]|\s*\Z)", answer)
     bracketed = sorted(set(re.findall(rf"\(([{letters}])\)", answer)))
-    for found in (said[-1:], first, bracketed):
+    for found in (said[-1:], first if len(bracketed) < 2 else [], bracketed):
         if len(found) == 1:
             return LETTERS.index(found[0])
     named = [n for n, each in enumerate(choices) if contains(answer, {"answer": each})]
