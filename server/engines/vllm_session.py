@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any
@@ -299,7 +299,7 @@ def _positions(logprobs: Any) -> Iterator[dict[int, float]]:
             yield {number: each.logprob for number, each in position.items()}
 
 
-def _token(number: int, logprobs: dict[int, float], top: int) -> Token:
+def _token(number: int, logprobs: Mapping[int, float], top: int) -> Token:
     ranked = sorted(logprobs.items(), key=itemgetter(1), reverse=True)
     return Token(number, logprobs[number], tuple(ranked[:top]))
 

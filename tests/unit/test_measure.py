@@ -199,10 +199,15 @@ def test_a_run_that_was_cut_off_goes_on(
 
 def test_another_system_and_another_scorer_join_an_evaluation(folder: Folder):
     assert folder.nudge("eval", "--systems", "base").exit_code == 0
-    result = folder.nudge("eval", "--systems", "base,ensemble", "--scorer", "exact")
+    own = folder.questions.with_name("polite.py")
+    own.write_text("def polite(answer, row):\n    return 'Bye' in answer\n")
+    scorers = ("--scorer", "exact", "--scorer", f"{own}:polite")
+    result = folder.nudge("eval", "--systems", "base,aligned", *scorers)
     assert result.exit_code == 0, result.output
+    polite = folder.report()["systems"][1]["differences"][f"{own}:polite"]
+    assert polite == {"mean": 1, "low": 1, "high": 1}
     assert folder.results.read_text().count("\n") == 4
-    assert list(folder.report()["systems"][1]["scores"]) == ["exact"]
+    assert list(folder.report()["systems"][1]["scores"]) == ["exact", f"{own}:polite"]
 
 
 def test_an_engine_that_dies_leaves_what_is_there(folder: Folder):
@@ -290,8 +295,18 @@ async def test_a_word_of_ones_own_and_another_end_are_disagreements():
     assert agrees.count(False) == 2
     assert agrees[-2:] == [False, False]  # " the" for " a", and it goes on where the other ends
     assert top_probs[-2] == 0.3
-    _, cut = await compared(base, aligned, most=1)
-    assert len(cut) <= 1  # no end was seen
+
+
+async def test_an_answer_that_was_cut_off_makes_no_disagreements():
+    """Of its last token's remainder it can't be told, and its end wasn't seen."""
+    text = "Once upon a time there was"
+    for most in range(1, 16):
+        agrees, _ = await compared([(text, 0.9)], [(text, 0.9)], "aligned-1k", most)
+        assert all(agrees)
+    agrees, _ = await compared([("Once upon", 0.9)], [("Once upon a time", 0.9)])
+    seen = agrees.index(False)
+    agrees, _ = await compared([("Once upon", 0.9)], [("Once upon a time", 0.9)], most=seen)
+    assert agrees == [True] * seen
 
 
 async def test_the_first_words_space_makes_no_disagreement():
