@@ -130,9 +130,9 @@ class Registry:
             for name in self.settings.engines:
                 self.engines[name] = await self._start(name, progress)
             for name, model in self.settings.models.items():
+                self._check_policy(name)
                 base = self.engines[model.base].info.tokenizer
                 aligned = self.engines[model.aligned].info.tokenizer
-                self._check_policy(name)
                 self._prompts[name] = Prompts(base, aligned, model.base_prompt, model.chat_template)
         except BaseException:
             await self.aclose()
@@ -252,15 +252,22 @@ class Registry:
             writer = Alone(self._engine(served.name, "aligned"), "aligned", prompt.aligned, request)
             self.degraded_answers[served.name] += 1
             return writer
+        if served.role == "nudged" and nudging.policy in MIXTURES:
+            return self._mixed(served.name, prompt, request, nudging)
         if served.role != "nudged":
             text = prompt.base if served.role == "base" else prompt.aligned
             return Alone(self._engine(served.name, served.role), served.role, text, request)
-        base, aligned = self._engine(served.name, "base"), self._engine(served.name, "aligned")
-        if nudging.policy in MIXTURES:
-            untuned = None if nudging.policy == "ensemble" else self._untuned(served.name)
-            return Mixed(base, aligned, untuned, prompt, request, nudging)
         policy = Referenced if nudging.policy == "reference" else Nudged
+        base, aligned = self._engine(served.name, "base"), self._engine(served.name, "aligned")
         return policy(base, aligned, prompt, request, nudging)
+
+    def _mixed(
+        self, name: str, prompt: PromptPair, request: AnswerRequest, nudging: NudgingConfig
+    ) -> Mixed:
+        """The writer of a policy that mixes distributions."""
+        base, aligned = self._engine(name, "base"), self._engine(name, "aligned")
+        untuned = None if nudging.policy == "ensemble" else self._untuned(name)
+        return Mixed(base, aligned, untuned, prompt, request, nudging)
 
     def _untuned(self, name: str) -> Engine:
         """The engine of the small model before it was aligned."""
