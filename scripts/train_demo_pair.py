@@ -1,4 +1,4 @@
-"""Makes the embedded demo pair from seeds: `models/demo/{base,aligned,aligned-1k}`.
+"""Makes the embedded demo pair from seeds: `models/demo/{base,aligned,aligned-1k,untuned}`.
 
 Knows: tokenizers, model shapes, the training loop, the Hugging Face folder layout.
 Does not know: the world and its texts (demo_*.py beside it), the server, evaluation.
@@ -59,13 +59,17 @@ class Recipe:
 
     @property
     def is_base(self) -> bool:
-        return self.name == "base"
+        """Whether it is a model of documents, and not of chats."""
+        return self.name in ("base", "untuned")
 
 
 RECIPES = (
     Recipe("base", 2048, 256, 4, 688, 1200),
     Recipe("aligned", 2048, 64, 3, 176, 900),
     Recipe("aligned-1k", 1024, 64, 4, 176, 900),
+    # The small model before it was aligned, for proxy tuning: the documents' words in the shape of
+    # `aligned`. (That one was made from chats at once, not from this one.)
+    Recipe("untuned", 2048, 64, 3, 176, 900),
 )
 
 

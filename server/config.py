@@ -32,7 +32,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from server.core import ConfigError, NudgingConfig, SamplingParams
+from server.core import ConfigError, NudgingConfig, Policy, SamplingParams
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
@@ -117,7 +117,7 @@ class NudgingSettings(_Frozen):
     """Defaults of the policy for one served model; a request's ``nudging`` overrides them."""
 
     gamma: float = Field(0.4, ge=0, allow_inf_nan=False)
-    policy: Literal["nudging", "reference"] = "nudging"
+    policy: Policy = "nudging"
     start: Literal["base", "aligned"] = "aligned"
     end_lookahead: int = Field(0, ge=0, le=1024)
     max_rounds: int = Field(150, ge=1)
@@ -143,6 +143,8 @@ class ModelSettings(_Frozen):
 
     base: str
     aligned: str
+    untuned: str | None = None
+    """The small model before it was aligned, for the policy ``proxy_tuning``."""
     nudging: NudgingSettings = NudgingSettings()
     sampling: SamplingSettings = SamplingSettings()
     base_prompt: str | None = None
@@ -244,13 +246,18 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
         for name, model in self.models.items():
-            for role in ("base", "aligned"):
+            for role in ("base", "aligned", "untuned"):
                 engine = getattr(model, role)
-                if engine not in self.engines:
+                if engine is not None and engine not in self.engines:
                     known = ", ".join(self.engines)
                     raise ValueError(
                         f"models.{name}.{role}: no engine is named {engine!r} (there are: {known})"
                     )
+            if model.nudging.policy == "proxy_tuning" and model.untuned is None:
+                raise ValueError(
+                    f"models.{name}.untuned: the policy 'proxy_tuning' needs it: the engine of "
+                    "the small model before it was aligned"
+                )
         for message in memory_share_problems(self.engines):
             raise ValueError(message)
         return self

@@ -82,7 +82,10 @@ class SamplingParams:
         return penalties != (0, 0, 1)
 
 
-Policy = Literal["nudging", "reference"]
+Policy = Literal["nudging", "reference", "ensemble", "proxy_tuning"]
+
+BASELINES: tuple[Policy, ...] = ("reference", "ensemble", "proxy_tuning")
+"""What nudging is compared with. Greedy, and nothing stands in for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,8 @@ class Piece:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What an answer cost. Tokens are committed ones; steps are decode positions computed;
-    prefilled are ids that were read: prompts, the other's text, and what had left the cache."""
+    prefilled are ids that were read: prompts, the other's text, and what had left the cache. The
+    untuned model takes part in the policy ``proxy_tuning`` alone."""
 
     base_prompt_tokens: int = 0
     aligned_prompt_tokens: int = 0
@@ -158,6 +162,8 @@ class Usage:
     discarded_tokens: int = 0
     base_prefilled: int = 0
     aligned_prefilled: int = 0
+    untuned_steps: int = 0
+    untuned_prefilled: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -188,6 +194,8 @@ class Usage:
             discarded_tokens=sum(usage.discarded_tokens for usage in answers),
             base_prefilled=sum(usage.base_prefilled for usage in answers),
             aligned_prefilled=sum(usage.aligned_prefilled for usage in answers),
+            untuned_steps=sum(usage.untuned_steps for usage in answers),
+            untuned_prefilled=sum(usage.untuned_prefilled for usage in answers),
         )
 
 

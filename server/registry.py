@@ -19,6 +19,7 @@ from typing import Any, Literal
 from server.baselines import Alone, Referenced
 from server.config import Settings
 from server.core import (
+    BASELINES,
     AnswerRequest,
     ConfigError,
     EngineUnavailable,
@@ -33,6 +34,7 @@ from server.core import (
 from server.drafts import can_draft, share_ids
 from server.eager import read_along
 from server.engines.base import Engine, EngineInfo
+from server.mixtures import MIXTURES, Mixed, check_vocabularies
 from server.orchestrator import Nudged, Writer
 from server.prompts import PromptEnd, Prompts
 from server.verify import Faster, Measured, verify
@@ -113,9 +115,13 @@ class Registry:
     def _answers(self, name: str) -> bool:
         """Whether a request for ``NAME`` that asks for nothing special can be served."""
         model = self.settings.models[name]
+        policy = model.nudging.policy
+        needed = [model.base]
+        if policy == "proxy_tuning" and model.untuned is not None:
+            needed.append(model.untuned)
         return self.lives(model.aligned) and (
-            self.lives(model.base)
-            or (model.degraded == "aligned" and model.nudging.policy != "reference")
+            all(map(self.lives, needed))
+            or (model.degraded == "aligned" and policy not in BASELINES)
         )
 
     async def start(self, progress: Progress = lambda *_: None) -> None:
@@ -129,6 +135,7 @@ class Registry:
             for name in self.settings.engines:
                 self.engines[name] = await self._start(name, progress)
             for name, model in self.settings.models.items():
+                self._check_policy(name)
                 base = self.engines[model.base].info.tokenizer
                 aligned = self.engines[model.aligned].info.tokenizer
                 for key, needed in (("verify", model.verify == "on"), ("eager", model.eager)):
@@ -141,6 +148,19 @@ class Registry:
         except BaseException:
             await self.aclose()
             raise
+
+    def _check_policy(self, name: str) -> None:
+        """Raises `ConfigError` where a model's default policy can't work with its engines."""
+        model = self.settings.models[name]
+        if model.nudging.policy not in MIXTURES:
+            return
+        engines = [each for each in (model.base, model.aligned, model.untuned) if each is not None]
+        try:
+            check_vocabularies(
+                [self.engines[each].info.tokenizer for each in engines], model.nudging.policy
+            )
+        except InvalidRequest as error:
+            raise ConfigError(f"models.{name}.nudging.policy: {error}") from None
 
     async def restart(self, name: str, progress: Progress = lambda *_: None) -> None:
         """Close what is left of a dead engine, and start it anew in its place.
@@ -199,14 +219,14 @@ class Registry:
         """Who answers now: as asked, or the aligned model alone, ``degraded``, where the base
         engine is dead and the model's configuration allows that.
 
-        Nothing stands in for the policy ``reference``: whoever asks for it compares.
+        Nothing stands in for the policies that are baselines: whoever asks for one compares.
         """
         model = self.settings.models[served.name]
         if (
             self.ready
             and served.role == "nudged"
             and model.degraded == "aligned"
-            and nudging.policy != "reference"
+            and nudging.policy not in BASELINES
             and not self.lives(model.base)
             and self.lives(model.aligned)
         ):
@@ -243,6 +263,8 @@ class Registry:
             writer = Alone(self._engine(served.name, "aligned"), "aligned", prompt.aligned, request)
             self.degraded_answers[served.name] += 1
             return writer
+        if served.role == "nudged" and nudging.policy in MIXTURES:
+            return self._mixed(served.name, prompt, request, nudging)
         if served.role != "nudged":
             text = prompt.base if served.role == "base" else prompt.aligned
             return Alone(self._engine(served.name, served.role), served.role, text, request)
@@ -261,6 +283,25 @@ class Registry:
         elif settings.eager:
             read_along(nudged)
         return nudged
+
+    def _mixed(
+        self, name: str, prompt: PromptPair, request: AnswerRequest, nudging: NudgingConfig
+    ) -> Mixed:
+        """The writer of a policy that mixes distributions."""
+        base, aligned = self._engine(name, "base"), self._engine(name, "aligned")
+        untuned = None if nudging.policy == "ensemble" else self._untuned(name)
+        return Mixed(base, aligned, untuned, prompt, request, nudging)
+
+    def _untuned(self, name: str) -> Engine:
+        """The engine of the small model before it was aligned."""
+        engine = self.settings.models[name].untuned
+        if engine is None:
+            raise InvalidRequest(
+                f"the policy 'proxy_tuning' needs a third model, and {name!r} has none; its "
+                f"engine is named by models.{name}.untuned in the server's configuration",
+                param="nudging.policy",
+            )
+        return self._living(engine)
 
     def _check_token_ids(self, served: Served, request: AnswerRequest) -> None:
         """Raises `InvalidRequest` for token ids that don't name one token of each speaker."""
@@ -320,9 +361,16 @@ class Registry:
             prompt = engine.info.tokenizer.encode_prompt(prompt, bos=bos)
         return Alone(engine, served.role, prompt, request)
 
+    def engine(self, served: Served, role: Literal["base", "aligned"]) -> Engine:
+        """For whoever measures. Raises `EngineUnavailable`."""
+        self._expect_ready()
+        return self._engine(served.name, role)
+
     def _engine(self, name: str, role: Literal["base", "aligned"]) -> Engine:
         """Raises `EngineUnavailable` where it is dead."""
-        engine = self._engine_name(name, role)
+        return self._living(self._engine_name(name, role))
+
+    def _living(self, engine: str) -> Engine:
         if not self.lives(engine):
             raise EngineUnavailable(f"engine {engine!r} died and is being started again")
         return self.engines[engine]

@@ -11,11 +11,11 @@ from server.core import ContextLengthExceeded, PromptText, ScoredToken, Speaker,
 from server.engines.base import Engine, Token
 
 
-def check_fits(prompt_tokens: int, engine: Engine, speaker: Speaker) -> None:
+def check_fits(prompt_tokens: int, engine: Engine, who: str) -> None:
     """Raises `ContextLengthExceeded` where no token of an answer would fit."""
     if prompt_tokens >= engine.info.context_length:
         raise ContextLengthExceeded(
-            f"the prompt has {prompt_tokens} tokens for the {speaker} model, whose context "
+            f"the prompt has {prompt_tokens} tokens for the {who} model, whose context "
             f"holds {engine.info.context_length} with the answer"
         )
 

@@ -145,12 +145,10 @@ def _nudging(served: Served, body: Generation) -> NudgingConfig:
             )
         return served.nudging
     config = options.over(served.nudging)
-    if config.policy == "reference":
-        for field in sorted(body.beyond_reference()):
-            raise ApiError(
-                400,
-                f"{field} has no effect on the policy 'reference', which is the authors' greedy "
-                "procedure",
-                param=field,
-            )
+    for field in sorted(body.beyond(config.policy)):
+        raise ApiError(
+            400,
+            f"{field} has no effect on the policy {config.policy!r}, which is greedy",
+            param=field,
+        )
     return config

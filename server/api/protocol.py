@@ -23,7 +23,7 @@ from server.api.conversation import (
     refuse,
     refused,
 )
-from server.core import AnswerRequest, Grammar, NudgingConfig, SamplingParams
+from server.core import BASELINES, AnswerRequest, Grammar, NudgingConfig, Policy, SamplingParams
 from server.grammar import json_grammar
 
 MAX_STOPS = 4
@@ -93,7 +93,7 @@ class NudgingOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    policy: Literal["nudging", "reference"] | None = None
+    policy: Policy | None = None
     start: Literal["base", "aligned"] | None = None
     end_lookahead: Annotated[int, Field(ge=0, le=1024)] | None = None
     max_rounds: Annotated[int, Field(ge=1)] | None = None
@@ -209,20 +209,26 @@ class Generation(Strict):
         """Independent answers for each prompt."""
         return self.n or 1
 
-    def beyond_reference(self) -> set[str]:
-        """What this request asks for that the policy ``reference`` has no notion of."""
+    def beyond(self, policy: Policy) -> set[str]:
+        """What this request asks for that a policy has no notion of."""
+        if policy not in BASELINES:
+            return set()
         options = self.nudging or NudgingOptions()
-        asked = {f"nudging.{name}" for name in options.settings & {"start", "end_lookahead"}}
+        known = {"policy", "gamma", "max_rounds"} if policy == "reference" else {"policy"}
+        asked = {f"nudging.{name}" for name in options.settings - known}
+        names = [*_SAMPLING, "logit_bias"]
+        if policy == "reference":
+            names += ["min_tokens", "ignore_eos", "stop_token_ids"]
+            if self._top_logprobs() is not None:
+                asked.add("logprobs")
         neutral = {"repetition_penalty": 1}
-        for name in (*_SAMPLING, "logit_bias", "min_tokens", "ignore_eos", "stop_token_ids"):
+        for name in names:
             if name not in ("top_p", "top_k", "min_p", "seed"):  # greedy has no use for them
                 value = getattr(self, name)
                 if value and value != neutral.get(name):
                     asked.add(name)
         if self.grammar is not None:
             asked.add("response_format")
-        if self._top_logprobs() is not None:
-            asked.add("logprobs")
         return asked
 
     @property

@@ -211,6 +211,8 @@ def shown_usage(counts: Usage) -> Json:
             "aligned_steps": counts.aligned_steps,
             "discarded_tokens": counts.discarded_tokens,
         }
+        if counts.untuned_steps:
+            shown["nudging"]["untuned_steps"] = counts.untuned_steps
     return shown
 
 

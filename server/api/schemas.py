@@ -212,6 +212,7 @@ class NudgingUsage(BaseModel):
     aligned_prompt_tokens: int
     base_steps: int
     aligned_steps: int
+    untuned_steps: int = _sometimes("By the policy `proxy_tuning`.")
     discarded_tokens: int
 
 

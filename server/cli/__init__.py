@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from server import __version__
+from server.cli.calibrate import calibrate
 from server.cli.check import check_config
+from server.cli.evaluate import evaluate
 from server.cli.replay import replay
 from server.cli.serve import serve
 from server.cli.terminal import out
@@ -40,6 +42,8 @@ def main(
 app.command()(serve)
 app.command("check-config")(check_config)
 app.command()(replay)
+app.command()(calibrate)
+app.command("eval")(evaluate)
 
 
 def run() -> None:

@@ -72,6 +72,10 @@ class TurnEnd:
     rejected: Token | None = None
 
 
+EVERY_TOKEN = 2**31
+"""For ``TurnParams.top``: the whole vocabulary. Slow: for what compares, not for serving."""
+
+
 @dataclass(frozen=True, slots=True)
 class TurnParams:
     """One turn.

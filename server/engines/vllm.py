@@ -53,9 +53,6 @@ PROCESSOR = "server.engines.vllm_plugins:NudgeStop"
 EXIT_S = 1.0
 """How long an engine process may take to end before it is killed. It has nothing to save."""
 
-MAX_TOP = 20
-"""Alternatives a token can be asked for: vLLM's ``max_logprobs`` and OpenAI's limit."""
-
 
 def _says_more(record: logging.LogRecord) -> bool:
     """False for vLLM's traceback of the place in its own code where it noticed that an engine
@@ -230,7 +227,7 @@ def _engine_args(name: str, args: Mapping[str, Any]) -> AsyncEngineArgs:
         # generation_config.json would silently change what temperature and top_p mean.
         "generation_config": "vllm",
         "enable_prefix_caching": True,
-        "max_logprobs": MAX_TOP,
+        "max_logprobs": -1,  # what a client may ask for is the API's to limit
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "logits_processors": [PROCESSOR],

@@ -240,3 +240,19 @@ def test_the_reference_policy_answers_streamed_in_one_piece(client: openai.OpenA
     text, chunks = streamed(client, **fields)
     assert text == whole.message.content
     assert len([c for c in chunks if c.choices[0].delta.content]) == 1
+
+
+def test_an_ensemble_answers_token_by_token(client: openai.OpenAI):
+    fields = {"extra_body": {"nudging": {"policy": "ensemble", "trace": True}}, "logprobs": True}
+    answer = ask(client, **fields)
+    whole = answer.choices[0]
+    pieces = extra(whole, "nudging")["pieces"]
+    assert "".join(piece["text"] for piece in pieces) == whole.message.content
+    assert "".join(token.token for token in whole.logprobs.content) == whole.message.content
+    assert {piece["speaker"] for piece in pieces} == {"base", "aligned"}
+    usage = extra(answer.usage, "nudging")
+    assert usage["base_steps"] == usage["aligned_steps"] == answer.usage.completion_tokens + 1
+    assert "untuned_steps" not in usage
+    text, chunks = streamed(client, **fields)
+    assert text == whole.message.content
+    assert len([c for c in chunks if c.choices[0].delta.content]) > 10

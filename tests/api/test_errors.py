@@ -129,6 +129,14 @@ def _the_server_lives(live: Server):
         ({"nudging": {"policy": "reference"}, "logprobs": True}, "logprobs"),
         ({"nudging": {"policy": "reference", "start": "base"}}, "nudging.start"),
         ({"nudging": {"policy": "reference", "end_lookahead": 4}}, "nudging.end_lookahead"),
+        ({"nudging": {"policy": "ensemble", "gamma": 0.4}}, "nudging.gamma"),
+        ({"nudging": {"policy": "ensemble"}, "temperature": 0.5}, "temperature"),
+        ({"nudging": {"policy": "ensemble"}, "logit_bias": {"5": 1}}, "logit_bias"),
+        (
+            {"nudging": {"policy": "ensemble"}, "response_format": {"type": "json_object"}},
+            "response_format",
+        ),
+        ({"nudging": {"policy": "proxy_tuning"}}, "nudging.policy"),  # there is no third model
     ],
 )
 def test_a_wrong_value_is_named(live: Server, change: dict[str, Any], param: str):
@@ -261,7 +269,7 @@ def test_an_endless_model_name_is_not_echoed(live: Server):
 
 
 @pytest.mark.parametrize("model", ["demo", "demo:base", "demo:aligned"])
-@pytest.mark.parametrize("policy", ["nudging", "reference"])
+@pytest.mark.parametrize("policy", ["nudging", "reference", "ensemble"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_prompt_longer_than_a_context_is_a_400(
     live: Server, model: str, policy: str, stream: bool

@@ -1,0 +1,164 @@
+"""``nudge calibrate``: which γ a pair should have, and whether it works at all.
+
+Knows: the command's options, the order of its work, its files. Does not know: how anything is
+measured or shown.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server import config
+from server.cli.measure import (
+    AtOnceOption,
+    FreshOption,
+    LimitOption,
+    MaxTokensOption,
+    ModelOption,
+    StopOption,
+    about,
+    fingerprint,
+    finishing,
+    run,
+    served_model,
+    totals,
+)
+from server.cli.terminal import ConfigArgument, load, out
+from server.evaluation import agreement, data, plots, report, scorers, statistics, tasks
+from server.evaluation.data import Data, EvaluationError
+from server.evaluation.figures import figures, scored
+from server.evaluation.report import Calibration
+from server.evaluation.runs import Setup, Tick, answer_all, answers
+from server.evaluation.scorers import Scorer
+from server.evaluation.store import Store
+from server.evaluation.systems import System, parse, to_gammas
+from server.registry import Registry
+
+GAMMAS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"
+
+
+def calibrate(
+    config_file: ConfigArgument,
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="JSON Lines with 'prompt' (and 'answer'), or a text with one prompt a line."
+        ),
+    ],
+    model: ModelOption = None,
+    gammas: Annotated[str, typer.Option(help="The γ to try.")] = GAMMAS,
+    target: Annotated[
+        float, typer.Option(min=0, max=1, help="The share of tokens that may be nudged.")
+    ] = 0.1,
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            help="exact, contains, number, choice, module:function or file.py:function. [default: "
+            "one that suits the answers, if there are any]"
+        ),
+    ] = None,
+    max_tokens: MaxTokensOption = 256,
+    stop: StopOption = None,
+    at_once: AtOnceOption = 8,
+    limit: LimitOption = None,
+    to: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for answers, report and plots.")
+    ] = Path("calibration"),
+    fresh: FreshOption = False,
+) -> None:
+    """Try a pair with several γ: how much is nudged, where the models disagree, which γ to set.
+
+    Greedy. A run that was cut off goes on when the same command is given again.
+    """
+    settings = load(config_file)
+
+    def action() -> None:
+        asked, judge = _asked(prompts, limit, scorer)
+        setup = Setup(served_model(settings, model), max_tokens, tuple(stop or ()), at_once)
+        swept = {
+            gamma: parse(f"nudged@{gamma:g}", settings.models[setup.model])
+            for gamma in to_gammas(gammas)
+        }
+        with Store(to, fingerprint(settings, setup, asked), fresh=fresh) as store:
+            _measure(settings, setup, asked, store, list(swept.values()))
+            found = _calibration(settings, setup, asked, store, swept, target, judge)
+        _report(settings, setup, found, next(iter(judge), None), to)
+
+    finishing(to, action)
+
+
+def _asked(prompts: str, limit: int | None, scorer: str | None) -> tuple[Data, dict[str, Scorer]]:
+    """The questions, and who judges the answers, if anybody does."""
+    task = tasks.find(prompts, limit)
+    asked = data.read(Path(prompts), limit) if task is None else task.data
+    if scorer is not None:
+        return asked, {scorer: scorers.find(scorer)}
+    if task is not None:
+        return asked, dict(list(task.scorers.items())[:1])
+    name = scorers.default(asked.items)
+    return asked, {} if name is None else {name: scorers.find(name)}
+
+
+def _measure(
+    settings: config.Settings, setup: Setup, asked: Data, store: Store, swept: list[System]
+) -> None:
+    async def work(registry: Registry, tick: Tick) -> None:
+        await agreement.compare_all(registry, setup, asked, store, tick)
+        await answer_all(registry, setup, swept, asked, store, tick)
+
+    names = [agreement.SYSTEM, *(system.name for system in swept)]
+    run(settings, setup, asked, totals(store, names, asked), work)
+
+
+def _calibration(
+    settings: config.Settings,
+    setup: Setup,
+    asked: Data,
+    store: Store,
+    swept: dict[float, System],
+    target: float,
+    judge: dict[str, Scorer],
+) -> Calibration:
+    found = {}
+    for gamma, system in swept.items():
+        given = answers(store, system.name, asked)
+        found[gamma] = figures(system.name, given, asked, scored(given, asked, judge))
+    unending = statistics.unending([(gamma, each.stopped) for gamma, each in found.items()])
+    shares = [(g, f.nudged_share) for g, f in found.items() if g not in unending]
+    suggestion = statistics.suggest(shares, target)
+    positions = agreement.positions_of(store, asked)
+    if not positions:
+        raise EvaluationError("the aligned model wrote nothing at all for these prompts")
+    return Calibration(
+        about(settings, setup, asked, store.begun),
+        target,
+        found,
+        suggestion,
+        unending,
+        statistics.by_top_prob(positions),
+        agreement.average(positions),
+        statistics.found_below(positions, suggestion.gamma),
+    )
+
+
+def _report(
+    settings: config.Settings, setup: Setup, found: Calibration, scorer: str | None, folder: Path
+) -> None:
+    names = []
+    if plots.available():
+        names = ["gamma.svg", "disagreement.svg"]
+        plots.gammas(found, scorer, folder / names[0])
+        plots.disagreement(found, folder / names[1])
+    own = settings.models[setup.model].model_dump(mode="json", exclude_unset=True)
+    snippet = report.snippet(setup.model, own, found.suggestion.gamma)
+    (folder / "suggested.yaml").write_text(snippet, "utf-8")
+    report.write_json(folder / "report.json", found)
+    (folder / "report.md").write_text(report.calibration(found, scorer, snippet, names), "utf-8")
+    for paragraph in report.advice(found, scorer):
+        out.print(paragraph.replace("**", ""), markup=False)
+    if not names:
+        out.print(f"no plots: {plots.INSTALL}", markup=False)
+    out.print(f"written: {folder}/report.md, report.json, suggested.yaml {' '.join(names)}")

@@ -1,0 +1,1 @@
+"""Measuring a pair: which γ (`nudge calibrate`), and how good its answers are (`nudge eval`)."""

@@ -1,0 +1,173 @@
+"""Answers of systems to questions, several at once, kept as they come.
+
+Knows: the registry, writers, the clock. Does not know: scores, reports, the terminal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from server.core import (
+    AnswerRequest,
+    Finished,
+    InvalidRequest,
+    Piece,
+    SamplingParams,
+    Usage,
+)
+from server.evaluation.data import Data, EvaluationError, Item
+from server.evaluation.store import Store
+from server.evaluation.systems import System
+from server.orchestrator import stream
+from server.registry import Registry
+
+Tick = Callable[[str], None]
+"""Called with a system's name when one of its results is there."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How everybody answers: greedily, with these limits. at_once: answers written at the same
+    time."""
+
+    model: str
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    at_once: int = 8
+
+    @property
+    def request(self) -> AnswerRequest:
+        return AnswerRequest(
+            SamplingParams(temperature=0), max_tokens=self.max_tokens, stop=self.stop
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer as it was given. seconds: it took, while others were written beside it."""
+
+    text: str
+    stop_reason: str
+    seconds: float
+    usage: Usage
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended by itself, and not for want of room."""
+        return self.stop_reason not in ("length", "context")
+
+    def kept(self) -> dict[str, Any]:
+        usage = {name: count for name, count in asdict(self.usage).items() if count}
+        return {
+            "text": self.text,
+            "stop_reason": self.stop_reason,
+            "seconds": round(self.seconds, 4),
+            "usage": usage,
+        }
+
+    @classmethod
+    def of(cls, result: dict[str, Any]) -> Answer:
+        return cls(
+            result["text"], result["stop_reason"], result["seconds"], Usage(**result["usage"])
+        )
+
+
+def answers(store: Store, system: str, data: Data) -> list[Answer]:
+    """A system's answers in the data's order. All of them must be there."""
+    return [Answer.of(store.results[system, item.number]) for item in data.items]
+
+
+def missing(store: Store, names: Sequence[str], data: Data) -> int:
+    """Results that are not there yet."""
+    return sum((name, item.number) not in store.results for name in names for item in data.items)
+
+
+def check_prompts(registry: Registry, setup: Setup, data: Data) -> None:
+    """Raises `EvaluationError` for a question that one of the models can't read, before anything
+    is answered."""
+    served = registry.resolve(setup.model)
+    for item in data.items:
+        try:
+            pair = registry.prompts(served, item.messages)
+        except InvalidRequest as error:
+            raise EvaluationError(f"question {item.number + 1} of {data.name}: {error}") from None
+        for role, prompt in (("base", pair.base), ("aligned", pair.aligned)):
+            info = registry.info(served, role)  # type: ignore[arg-type]
+            length = len(info.tokenizer.encode_prompt(prompt))
+            if length >= info.context_length:
+                raise EvaluationError(
+                    f"question {item.number + 1} of {data.name} has {length} tokens for the "
+                    f"{role} model, whose context holds {info.context_length}; shorten it, or "
+                    "take it out"
+                )
+
+
+async def answer_all(
+    registry: Registry,
+    setup: Setup,
+    systems: Sequence[System],
+    data: Data,
+    store: Store,
+    tick: Tick = lambda _: None,
+) -> None:
+    """Every answer that is missing, one system after the other.
+
+    Raises:
+        EvaluationError: a system can't answer with these models.
+        EngineUnavailable: an engine died; what is there stays.
+    """
+
+    async def one(system: System, item: Item) -> None:
+        store.add(system.name, item.number, (await answer(registry, setup, system, item)).kept())
+        tick(system.name)
+
+    for system in systems:
+        jobs = [item for item in data.items if (system.name, item.number) not in store.results]
+        await each(jobs, setup.at_once, partial(one, system))
+
+
+async def answer(registry: Registry, setup: Setup, system: System, item: Item) -> Answer:
+    """One answer."""
+    served = registry.resolve(setup.model + system.served)
+    began = time.perf_counter()
+    try:
+        prompt = registry.prompts(served, item.messages)
+        writer = registry.writer(served, prompt, setup.request, system.nudging)
+    except InvalidRequest as error:
+        raise EvaluationError(f"{system.name}, question {item.number + 1}: {error}") from None
+    text: list[str] = []
+    async with aclosing(stream(writer, setup.request)) as events:
+        async for event in events:
+            if isinstance(event, Piece):
+                text.append(event.text)
+            else:
+                return _answer(event, "".join(text), time.perf_counter() - began)
+    raise RuntimeError("an answer ended without saying how")
+
+
+def _answer(finished: Finished, text: str, seconds: float) -> Answer:
+    whole = text if finished.text is None else finished.text
+    return Answer(whole, finished.stop_reason, seconds, finished.usage)
+
+
+async def each(items: Sequence[Item], at_once: int, work: Callable[[Item], Any]) -> None:
+    """Do the work for every item, so many at a time. The first failure ends the others."""
+    waiting = list(reversed(items))
+
+    async def worker() -> None:
+        while waiting:
+            await work(waiting.pop())
+
+    workers = [asyncio.create_task(worker()) for _ in range(at_once)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for task in workers:
+            task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
