@@ -11,6 +11,7 @@ import typer
 
 from server import __version__
 from server.cli.check import check_config
+from server.cli.doctor import diagnose
 from server.cli.serve import serve
 from server.cli.terminal import out
 
@@ -38,6 +39,7 @@ def main(
 
 app.command()(serve)
 app.command("check-config")(check_config)
+app.command("doctor")(diagnose)
 
 
 def run() -> None:
