@@ -72,6 +72,16 @@ def examine(
     for problem in settings.problems(configuration):
         notes.fail("", problem)
     _openness(configuration, notes)
+    on_cpu = [
+        engine.backend == "vllm" and _on_cpu(engine, machine)
+        for engine in configuration.engines.values()
+    ]
+    if any(on_cpu) and not machine.numa:
+        notes.fail(
+            "engines",
+            "libnuma.so.1 is missing, which vLLM's CPU build is linked against",
+            "On Debian: apt-get install libnuma1",
+        )
     scripted = [
         name for name, engine in configuration.engines.items() if engine.backend == "scripted"
     ]

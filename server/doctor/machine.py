@@ -7,6 +7,7 @@ a configuration wants of them.
 from __future__ import annotations
 
 import ast
+import ctypes
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,19 +39,29 @@ class Gpu:
 @dataclass(frozen=True, slots=True)
 class Machine:
     """gpus: by index. ram, free_ram: bytes; what a container may use, where it has a limit.
-    planned: the GPUs are not looked at but assumed, perhaps for another machine."""
+    planned: the GPUs are not looked at but assumed, perhaps for another machine. numa: whether
+    libnuma is there."""
 
     vllm: Vllm | None
     gpus: Mapping[str, Gpu]
     ram: int
     free_ram: int
     planned: bool = False
+    numa: bool = True
 
 
 def look() -> Machine:
     """This machine."""
     total, free = _ram()
-    return Machine(installed_vllm(), _gpus(), total, free)
+    return Machine(installed_vllm(), _gpus(), total, free, numa=_has_numa())
+
+
+def _has_numa() -> bool:
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def installed_vllm() -> Vllm | None:

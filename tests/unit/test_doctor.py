@@ -581,9 +581,25 @@ def test_gpus_can_be_assumed(world: World):
     on_gpu(world)
     result = run(str(world.write()), "--gpu-memory", "24GiB", "--json")
     told_ = json.loads(result.stdout)
+    assert told_["ok"], "that they aren't here, or this vLLM is the CPU's, is only a warning then"
     assert [device["device"] for device in told_["memory"]] == ["GPU 0"]
     assert told_["memory"][0]["total"] == 24 * GIB
     assert run(str(world.write()), "--gpu-memory", "big").exit_code == 2
+
+
+def test_engines_that_are_placed_nowhere_are_planned_for_the_gpus_that_are_assumed(world: World):
+    assert [each.name for each in world.report().devices] == ["the CPU"]
+    planned = replace(CPU, gpus={"0": Gpu(24 * GIB)}, planned=True)
+    assert [each.name for each in world.report(planned).devices] == ["GPU 0"]
+
+
+def test_vllms_cpu_build_needs_libnuma(world: World):
+    (error,) = told(world.report(replace(CPU, numa=False)), "error")
+    assert "libnuma.so.1 is missing" in error
+    assert "apt-get install libnuma1" in error
+    on_gpu(world)
+    assert world.report(replace(ONE_GPU, numa=False)).ok
+    assert machine.look().numa, "these tests run on vLLM's CPU build"
 
 
 def test_a_gpu_of_unknown_size_is_said(world: World):
