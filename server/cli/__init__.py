@@ -12,6 +12,7 @@ import typer
 from server import __version__
 from server.cli.calibrate import calibrate
 from server.cli.check import check_config
+from server.cli.doctor import diagnose
 from server.cli.evaluate import evaluate
 from server.cli.replay import replay
 from server.cli.serve import serve
@@ -44,6 +45,7 @@ app.command("check-config")(check_config)
 app.command()(replay)
 app.command()(calibrate)
 app.command("eval")(evaluate)
+app.command("doctor")(diagnose)
 
 
 def run() -> None:

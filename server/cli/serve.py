@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import uvicorn
 
-from server import __version__, config, logs
-from server.cli.check import server_problems
-from server.cli.terminal import ConfigOption, load, out, say_error
+from server import __version__, config, doctor, logs
+from server.cli.terminal import ConfigOption, load, out, say_error, say_warning
 from server.core import NudgeError
+from server.doctor import machine
+from server.doctor import settings as checks
 
 if TYPE_CHECKING:
     from server.api.gate import Gate
@@ -32,15 +33,32 @@ def serve(
     config_file: ConfigOption = config.DEFAULT_CONFIG,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0: a free one.")] = None,
+    skip_checks: Annotated[
+        bool, typer.Option("--skip-checks", help="Load the models whatever the doctor says.")
+    ] = False,
 ) -> None:
     """Start the engines and serve them over HTTP until Ctrl-C or SIGTERM."""
     settings = load(config_file, server__host=host, server__port=port)
-    if problems := server_problems(settings.server):
-        for problem in problems:
-            say_error(problem)
+    if not _can_start(settings, models=not skip_checks):
         raise typer.Exit(2)
     logs.configure(settings.server)
     raise typer.Exit(asyncio.run(_serve(settings, config_file)))
+
+
+def _can_start(settings: config.Settings, *, models: bool) -> bool:
+    """Says what is wrong before minutes are spent on loading. ``models``: with what needs their
+    files and the machine; otherwise the server's own settings alone."""
+    if models:
+        report = doctor.examine(settings, machine.look())
+        for finding in report.findings:
+            if finding.level == "warning":
+                say_warning(str(finding))
+        problems = [str(finding) for finding in report.findings if finding.level == "error"]
+    else:
+        problems = checks.server_problems(settings.server)
+    for problem in problems:
+        say_error(problem)
+    return not problems
 
 
 async def _serve(settings: config.Settings, config_file: Path) -> int:

@@ -37,3 +37,7 @@ def load(path: Path, **flags: object) -> config.Settings:
 
 def say_error(message: str) -> None:
     err.print(f"[red]error[/red] {escape(message)}", soft_wrap=True)
+
+
+def say_warning(message: str) -> None:
+    err.print(f"[yellow]warning[/yellow] {escape(message)}", soft_wrap=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import multiprocessing
 import os
@@ -241,12 +240,6 @@ def _engine_args(name: str, args: Mapping[str, Any]) -> AsyncEngineArgs:
         return AsyncEngineArgs(**{**defaults, **args})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"engine {name!r}: {_first_line(error)}") from error
-
-
-def unknown_args(args: Mapping[str, Any]) -> list[str]:
-    """Arguments that this vLLM's engines don't have."""
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    return sorted(args.keys() - known)
 
 
 def _construct(args: AsyncEngineArgs, device: str | None, cpu_threads: int | None) -> AsyncLLM:

@@ -139,14 +139,15 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded():
     assert "loading" not in server.output
 
 
-def test_a_model_that_is_not_there_is_one_clear_message(tmp_path: Path):
+@pytest.mark.parametrize(("how", "code"), [([], 2), (["--skip-checks"], 1)])
+def test_a_model_that_is_not_there_is_one_clear_message(tmp_path: Path, how: list[str], code: int):
     config = tmp_path / "broken.yaml"
     config.write_text(
         "engines: {only: {model: ./nowhere, kv_cache_memory_bytes: 1MiB}}\n"
         "models: {m: {base: only, aligned: only}}\n"
     )
-    server = serve("--config", str(config), ready_in=120)
-    assert server.process.wait(30) == 1
+    server = serve("--config", str(config), *how, ready_in=120)
+    assert server.process.wait(30) == code
     errors = [line for line in server.lines if line.startswith("error")]
     assert len(errors) == 1
     assert "nowhere" in errors[0]

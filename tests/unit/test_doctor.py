@@ -1,0 +1,620 @@
+"""The doctor: what is wrong is told once, clearly, before a weight is loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from server import config, doctor
+from server.cli import app
+from server.cli.doctor import size
+from server.doctor import files, machine, weights
+from server.doctor.machine import Gpu, Machine, Vllm
+from tests.conftest import CONFIGS, DEMO, ROOT
+from tests.unit.hub import hub
+
+GIB = 2**30
+CPU = Machine(Vllm("0.32.0", cpu=True), {}, 24 * GIB, 20 * GIB)
+ONE_GPU = Machine(Vllm("0.32.0", cpu=False), {"0": Gpu(24 * GIB, 24 * GIB)}, 64 * GIB, 60 * GIB)
+
+
+@dataclass
+class World:
+    """A configuration with a pair of its own, to be broken."""
+
+    base: Path
+    aligned: Path
+    content: dict[str, Any]
+    path: Path
+
+    def edit(self, folder: Path, name: str, **changes: object) -> None:
+        """Set keys of a JSON file; None takes one away."""
+        whole = json.loads((folder / name).read_text()) | changes
+        kept = {key: value for key, value in whole.items() if value is not None}
+        (folder / name).write_text(json.dumps(kept))
+
+    def engine(self, name: str = "base") -> dict[str, Any]:
+        return self.content["engines"][name]
+
+    def write(self) -> Path:
+        self.path.write_text(yaml.safe_dump(self.content, sort_keys=False))
+        return self.path
+
+    def report(self, here: Machine = CPU, **options: int) -> doctor.Report:
+        return doctor.examine(config.load(self.write()), here, **options)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    content = yaml.safe_load((CONFIGS / "demo.yaml").read_text())
+    for name in ("base", "aligned"):
+        shutil.copytree(DEMO / name, tmp_path / name)
+        content["engines"][name]["model"] = f"./{name}"
+    return World(tmp_path / "base", tmp_path / "aligned", content, tmp_path / "nudge.yaml")
+
+
+def told(report: doctor.Report, level: str) -> list[str]:
+    return [str(finding) for finding in report.findings if finding.level == level]
+
+
+# -- what is right --------------------------------------------------------------------------------
+
+
+def test_a_good_configuration_has_no_warning(world: World):
+    report = world.report()
+    assert report.ok
+    assert told(report, "warning") == []
+    text = "\n".join(map(str, report.findings))
+    for part in (
+        "engines.base: 3.7 M parameters, 7.0 MiB in 1 file",
+        "a prompt begins with <|bos|>; ends at <|endoftext|>",
+        "a prompt begins with nothing; ends at <|im_end|>",
+        "one vocabulary (2048 tokens): handed over as tokens",
+        "context of 2048 tokens",
+        "takes a system message and several turns",
+    ):
+        assert part in text
+
+
+def test_torch_and_vllm_are_not_imported_for_the_checks_that_need_no_tokenizer():
+    code = (
+        "import sys, server.cli, server.doctor\n"
+        "from server.doctor import machine, settings\n"
+        "from server import config\n"
+        "assert settings.problems(config.load(config.DEFAULT_CONFIG)) == []\n"
+        "machine.look()\n"
+        "print([name for name in ('torch', 'vllm', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_engine_arguments_read_off_vllms_source_are_vllms():
+    import dataclasses
+
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    assert machine.engine_args() == {each.name for each in dataclasses.fields(AsyncEngineArgs)}
+
+
+def test_the_build_of_vllm_is_told_as_vllm_tells_it():
+    from vllm.platforms import current_platform
+
+    found = machine.installed_vllm()
+    assert found is not None
+    assert found.cpu == current_platform.is_cpu()
+
+
+# -- what is broken -------------------------------------------------------------------------------
+
+
+def no_folder(world: World) -> None:
+    world.engine()["model"] = "./nowhere"
+
+
+def no_config(world: World) -> None:
+    (world.base / "config.json").unlink()
+
+
+def config_is_no_json(world: World) -> None:
+    (world.base / "config.json").write_text('{"model_type": ')
+
+
+def no_weights(world: World) -> None:
+    (world.base / "model.safetensors").unlink()
+
+
+def lfs_pointer(world: World) -> None:
+    (world.base / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7381504\n"
+    )
+
+
+def cut_off(world: World) -> None:
+    path = world.base / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def not_safetensors(world: World) -> None:
+    (world.base / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0this is no json!")
+
+
+def missing_shard(world: World) -> None:
+    (world.base / "model.safetensors").rename(world.base / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors",
+                            "b": "model-00002-of-00002.safetensors"}}  # fmt: skip
+    (world.base / weights.INDEX).write_text(json.dumps(index))
+
+
+def broken_index(world: World) -> None:
+    (world.base / weights.INDEX).write_text("[]")
+
+
+def no_tokenizer(world: World) -> None:
+    (world.base / "tokenizer.json").unlink()
+
+
+def wordpiece(world: World) -> None:
+    spec = json.loads((world.base / "tokenizer.json").read_text())
+    spec["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    (world.base / "tokenizer.json").write_text(json.dumps(spec))
+
+
+def tokenizer_elsewhere_is_missing(world: World) -> None:
+    world.engine()["tokenizer"] = "./elsewhere"
+
+
+def no_template(world: World) -> None:
+    world.edit(world.aligned, "tokenizer_config.json", chat_template=None)
+
+
+def template_is_wrong(world: World) -> None:
+    world.content["models"]["demo"]["chat_template"] = "{% for m in messages %}"
+
+
+def base_prompt_is_wrong(world: World) -> None:
+    world.content["models"]["demo"]["base_prompt"] = "{{ questoin }}"
+
+
+def template_refuses_everything(world: World) -> None:
+    world.content["models"]["demo"]["chat_template"] = "{{ raise_exception('no chats today') }}"
+
+
+def no_end(world: World) -> None:
+    world.edit(world.base, "tokenizer_config.json", eos_token=None)
+    world.edit(world.base, "config.json", eos_token_id=None)
+    world.edit(world.base, "generation_config.json", eos_token_id=None)
+
+
+def too_long(world: World) -> None:
+    world.engine()["max_model_len"] = 4096
+
+
+def context_over_cache(world: World) -> None:
+    world.engine()["kv_cache_memory_bytes"] = "4MiB"  # a context takes 16
+
+
+def more_than_the_machine(world: World) -> None:
+    world.engine()["kv_cache_memory_bytes"] = "23GiB"
+    world.engine("aligned")["kv_cache_memory_bytes"] = "23GiB"
+
+
+def placed_on_a_gpu(world: World) -> None:
+    world.engine()["device"] = "0"
+
+
+def argument_of_nobody(world: World) -> None:
+    world.engine()["args"]["max_seqs"] = 3
+
+
+def keys_file_missing(world: World) -> None:
+    world.content["server"] = {"api_keys_file": "keys.txt"}
+
+
+def scripted_without_tokenizer(world: World) -> None:
+    world.content["engines"]["base"] = {"backend": "scripted", "model": "./nothing"}
+
+
+BROKEN: list[tuple[Callable[[World], None], str]] = [
+    (no_folder, "engines.base: there is no folder .*/nowhere. A relative path is looked up beside"),
+    (no_config, "engines.base: there is no config.json in .*/base. Name the folder of a model"),
+    (config_is_no_json, "engines.base: .*config.json can't be read: .* Download it again"),
+    (no_weights, "engines.base: there are no weights in .*/base"),
+    (lfs_pointer, r"engines.base: .*model.safetensors is a pointer of Git LFS.* git lfs pull"),
+    (cut_off, r"engines.base: .* is cut off: it has \d+ of \d+ bytes. Download it again"),
+    (not_safetensors, "engines.base: .* is no safetensors file"),
+    (missing_shard, r"1 of 2 weight files are missing \(model-00002-of-00002.safetensors\)"),
+    (broken_index, "engines.base: .*index.json can't be read"),
+    (no_tokenizer, "engines.base: .*tokenizer.*A tokenizer.json is needed"),
+    (wordpiece, "engines.base: only byte-level BPE and SentencePiece-style .*WordPiece"),
+    (tokenizer_elsewhere_is_missing, "engines.base: there is no folder .*/elsewhere"),
+    (no_template, "models.demo: the aligned model .* has no chat template. Name an instruct"),
+    (template_is_wrong, "models.demo: chat_template, line 1"),
+    (base_prompt_is_wrong, "models.demo.base_prompt: there is no questoin"),
+    (template_refuses_everything, "models.demo: a question can't be asked: .*no chats today"),
+    (no_end, "engines.base: the model names no end-of-text token. Set eos_token_id"),
+    (too_long, "engines.base: max_model_len is 4096, and the model was made for 2048 tokens"),
+    (context_over_cache, "engines.base: one context of 2048 tokens takes 16.0 MiB of KV cache, "
+     r"and there is 4.0 MiB.* Set max_model_len to 512 at most, or set kv_cache_memory_bytes of"),
+    (more_than_the_machine, r"the CPU: its engines ask for 4\d.\d GiB of 24.0 GiB"),
+    (placed_on_a_gpu, "engines.base: it is placed on GPU 0, and the vLLM .* is the CPU build"),
+    (argument_of_nobody, "engines.base.args: vLLM has no engine argument 'max_seqs'"),
+    (keys_file_missing, "server.api_keys_file"),
+    (scripted_without_tokenizer, "engines.base: there is no folder .*/nothing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("break_it", "message"), BROKEN, ids=lambda each: getattr(
+    each, "__name__", ""))  # fmt: skip
+def test_what_keeps_a_server_from_starting_is_one_error(
+    world: World, break_it: Callable[[World], None], message: str
+):
+    break_it(world)
+    report = world.report()
+    errors = told(report, "error")
+    assert len(errors) == 1, errors
+    assert re.search(message, errors[0]), errors[0]
+    assert "\n" not in errors[0]
+    assert not report.ok
+
+
+def other_vocabulary(world: World) -> None:
+    world.engine("aligned")["model"] = str(DEMO / "aligned-1k")
+
+
+def test_two_vocabularies_are_told_with_what_that_means(world: World):
+    other_vocabulary(world)
+    report = world.report()
+    assert report.ok
+    assert any(
+        "two vocabularies (2048 and 1024 tokens): handed over as text; logit_bias" in line
+        for line in told(report, "ok")
+    )
+
+
+def scripted(world: World) -> None:
+    for name in ("base", "aligned"):
+        world.content["engines"][name] = {"backend": "scripted", "model": str(DEMO / "aligned")}
+
+
+def same_engine(world: World) -> None:
+    world.content["models"]["demo"]["aligned"] = "base"
+    world.content["models"]["demo"]["chat_template"] = "{{ messages[0].content }}"
+
+
+def swapped(world: World) -> None:
+    both = world.content["engines"]
+    both["base"]["model"], both["aligned"]["model"] = "./aligned", "./base"
+    world.content["models"]["demo"]["chat_template"] = "{{ messages[0].content }}"
+
+
+def open_to_all(world: World) -> None:
+    world.content["server"] = {"host": "0.0.0.0"}
+
+
+def another_end(world: World) -> None:
+    world.edit(world.aligned, "tokenizer_config.json", eos_token="<|endoftext|>")
+    world.edit(world.aligned, "config.json", eos_token_id=1)
+    world.edit(world.aligned, "generation_config.json", eos_token_id=1)
+
+
+def small_vocabulary(world: World) -> None:
+    world.edit(world.base, "config.json", vocab_size=1024)
+
+
+def refuses_second_turns(world: World) -> None:
+    world.content["models"]["demo"]["chat_template"] = (
+        "{% if messages|length > 2 %}{{ raise_exception('one turn only') }}{% endif %}"
+        "{{ messages[0].content }}"
+    )
+
+
+def few_chats(world: World) -> None:
+    world.engine()["kv_cache_memory_bytes"] = "64MiB"
+
+
+def yarn(world: World) -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}
+    world.edit(world.base, "config.json", rope_parameters=rope)
+    world.engine()["max_model_len"] = 8192
+    world.engine("aligned")["max_model_len"] = 2048
+
+
+@pytest.mark.parametrize(
+    ("strange", "message"),
+    [
+        (scripted, "engines: base, aligned: scripted, they play a text without a model"),
+        (same_engine, "models.demo: base and aligned are the same engine"),
+        (swapped, r"models.demo: the aligned model is larger .*3.7 M and 0.3 M.*swapped"),
+        (open_to_all, "server: it listens on 0.0.0.0 and has no keys.* api_keys"),
+        (another_end, r"models.demo: the chat template ends an answer with '<\|im_end\|>', at "
+         r"which aligned doesn't stop.* Add its id \(3\) to eos_token_id"),
+        (small_vocabulary, "engines.base: the tokenizer has 2048 tokens, and the model knows 1024"),
+        (refuses_second_turns, "models.demo: a second turn can't be asked: .*one turn only"),
+        (few_chats, r"engines.base: its KV cache on the CPU \(64.0 MiB\) holds 4 chats of 2048 "
+         r"tokens at once, not 16; .* Set kv_cache_memory_bytes of base to 256MiB"),
+        (yarn, "engines.base: max_model_len is 8192, and the model was made for 2048"),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)  # fmt: skip
+def test_what_is_strange_is_one_warning(
+    world: World, strange: Callable[[World], None], message: str
+):
+    strange(world)
+    report = world.report()
+    warnings = told(report, "warning")
+    assert report.ok, told(report, "error")
+    assert len([line for line in warnings if re.search(message, line)]) == 1, warnings
+
+
+def test_a_longer_context_is_allowed_where_vllm_is_told_to(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    too_long(world)
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    assert world.report().ok
+
+
+# -- the hub --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    models = {name: DEMO / "base" for name in ("org/base", "org/gated")}
+    with hub(models, gated={"org/gated"}) as (url, asked):
+        at_hub(url, tmp_path / "cache", monkeypatch)
+        yield asked
+
+
+def at_hub(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "org/none"}, "there is no folder 'org/none', and the hub has no such model"),
+        ({"model": "org/gated"}, "'org/gated' is gated. Accept its licence .* set HF_TOKEN"),
+        ({"model": "org/base", "revision": "nowhere"}, "has no revision 'nowhere'"),
+        ({"model": "a/b/c"}, "'a/b/c' is neither a folder nor a name on the hub"),
+    ],
+)
+def test_why_the_hub_refuses_a_model_is_told(
+    world: World, hub_asked: list[str], changes: dict[str, str], message: str
+):
+    world.engine().update(changes)
+    (error,) = told(world.report(), "error")
+    assert re.search(message, error), error
+
+
+def test_of_a_model_at_the_hub_only_small_files_are_fetched(world: World, hub_asked: list[str]):
+    world.engine()["model"] = "org/base"
+    report = world.report()
+    assert report.ok, told(report, "error")
+    assert "engines.base: 7.0 MiB of weights will be downloaded" in told(report, "ok")
+    assert any(each.startswith("GET") and "config.json" in each for each in hub_asked)
+    assert not any(each.startswith("GET") and "safetensors" in each for each in hub_asked)
+
+
+def test_more_than_the_disk_holds_is_an_error(
+    world: World, hub_asked: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    world.engine()["model"] = "org/base"
+    full = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1))
+    monkeypatch.setattr(files, "shutil", full)
+    (error,) = told(world.report(), "error")
+    assert "7.0 MiB are to be downloaded, and" in error
+
+
+def test_without_a_hub_the_cache_must_have_it_all(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    world.engine()["model"] = "org/base"
+    at_hub("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
+    (error,) = told(world.report(), "error")
+    assert "'org/base' is not in the cache, and the hub can't be reached" in error
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (error,) = told(world.report(), "error")
+    assert "the hub is switched off (HF_HUB_OFFLINE)" in error
+    snapshot = tmp_path / "cache" / "models--org--base" / "snapshots" / "abc"
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("abc")
+    shutil.copytree(DEMO / "base", snapshot)
+    report = world.report()
+    assert report.ok, told(report, "error")
+    assert any("3.7 M parameters" in line for line in told(report, "ok"))
+    (snapshot / "model.safetensors").unlink()
+    (error,) = told(world.report(), "error")
+    assert "'org/base' is in the cache, but not all of it: there are no weights" in error
+
+
+# -- the machine ---------------------------------------------------------------------------------
+
+
+def test_gpus_are_read_off_nvidia_smi():
+    told = "0, 24576, 23000, 8.9\n1, 15360, 15000, 7.5\n2, [N/A], [N/A], 9.0\n"
+    assert machine.parse_gpus(told) == {
+        "0": Gpu(24 * GIB, 23000 * 2**20, True),
+        "1": Gpu(15 * GIB, 15000 * 2**20, False),
+    }
+
+
+def on_gpu(world: World) -> None:
+    for name, share in (("base", 0.6), ("aligned", 0.3)):
+        engine = world.engine(name)
+        del engine["kv_cache_memory_bytes"]
+        engine |= {"device": "0", "gpu_memory_utilization": share}
+
+
+def test_a_plan_for_a_gpu_that_is_here(world: World):
+    on_gpu(world)
+    report = world.report(ONE_GPU)
+    assert report.ok, told(report, "error")
+    (device,) = report.devices
+    assert (device.name, device.total) == ("GPU 0", 24 * GIB)
+    # 4 layers, K and V of 4 heads of 64 numbers, 4 bytes each
+    assert [row.tenant.token for row in device.rows()] == [8192, 3 * 2 * 2 * 32 * 4]
+    assert device.rows()[0].tenant.block == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "here", "message"),
+    [
+        ({"device": "3"}, ONE_GPU, r"there is no GPU 3 here \(nvidia-smi shows: 0\)"),
+        ({"device": "cpu"}, ONE_GPU, "placed on the CPU, and the vLLM .* needs a GPU"),
+        ({"dtype": "bfloat16"}, replace(ONE_GPU, gpus={"0": Gpu(24 * GIB, None, False)}),
+         "doesn't compute with bfloat16. Set dtype: float16"),
+    ],
+)  # fmt: skip
+def test_a_device_that_will_not_do_is_told(
+    world: World, changes: dict[str, str], here: Machine, message: str
+):
+    on_gpu(world)
+    world.engine().update(changes)
+    errors = told(world.report(here), "error")
+    assert len(errors) == 1, errors
+    assert re.search(message, errors[0])
+
+
+def test_tensor_parallel_engines_need_a_part_of_each_gpu(world: World):
+    on_gpu(world)
+    world.engine().update({"device": "0,1", "tensor_parallel_size": 2})
+    gpus = {name: Gpu(24 * GIB) for name in "01"}
+    first, second = world.report(replace(ONE_GPU, gpus=gpus)).devices
+    assert [each.name for each in first.tenants] == ["base", "aligned"]
+    (base,) = second.tenants
+    assert base.token == 4096, "half of the heads"
+    # Embeddings (tied), 4 layers of attention, MLP and norms, a last norm; 4 bytes each, halved.
+    layer = 4 * 256 * 256 + 3 * 256 * 688 + 2 * 256
+    assert base.weights == (2048 * 256 + 4 * layer + 256) * 4 // 2
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_"), [("24GiB", 24 * GIB), ("80 GB", 80 * 10**9), ("1024", 1024)]
+)
+def test_sizes(text: str, bytes_: int):
+    assert size(text) == bytes_
+
+
+def run(*args: str) -> Any:
+    return CliRunner().invoke(app, ["doctor", *args], env={"COLUMNS": "160"})
+
+
+def test_it_shows_findings_and_the_memory(world: World):
+    result = run(str(world.write()))
+    assert result.exit_code == 0, result.output
+    for part in (
+        "models.demo",
+        "memory of the CPU",
+        "for 16 chats of 2048",
+        "32768",
+        "ok, no warn",
+    ):
+        assert part in result.stdout
+
+
+def test_it_ends_with_1_where_something_is_wrong(world: World):
+    no_template(world)
+    result = run(str(world.write()))
+    assert result.exit_code == 1
+    assert "→ Name an instruct or chat model" in result.stdout
+    assert "1 error, no warnings" in result.stdout
+
+
+@pytest.mark.parametrize("text", ["engines: [", "engines: {}", None])
+def test_a_file_that_is_no_configuration_is_one_error(tmp_path: Path, text: str | None):
+    path = tmp_path / "x.yaml"
+    if text is not None:
+        path.write_text(text)
+    result = run(str(path), "--json")
+    assert result.exit_code == 1
+    (finding,) = json.loads(result.stdout)["findings"]
+    assert finding["level"] == "error"
+
+
+def test_memory_over_1_is_one_error(world: World):
+    on_gpu(world)
+    world.engine()["gpu_memory_utilization"] = 0.9
+    result = run(str(world.write()), "--json")
+    (finding,) = json.loads(result.stdout)["findings"]
+    assert "base 0.9 + aligned 0.3 = 1.2" in finding["message"]
+
+
+def test_for_machines_it_is_json_with_sizes_in_bytes(world: World):
+    result = run(str(world.write()), "--json", "--chats", "3", "--length", "100")
+    told_ = json.loads(result.stdout)
+    assert told_["ok"] is True
+    (device,) = told_["memory"]
+    base = device["engines"][0]
+    assert base["kv_cache"] == 256 * 2**20
+    assert base["kv_bytes_per_token"] == 8192
+    assert (base["tokens"], base["chat"]) == (32768, 100)
+    assert base["chats"] == 32768 // 128, "of whole blocks"
+
+
+def test_gpus_can_be_assumed(world: World):
+    on_gpu(world)
+    result = run(str(world.write()), "--gpu-memory", "24GiB", "--json")
+    told_ = json.loads(result.stdout)
+    assert told_["ok"], "that they aren't here, or this vLLM is the CPU's, is only a warning then"
+    assert [device["device"] for device in told_["memory"]] == ["GPU 0"]
+    assert told_["memory"][0]["total"] == 24 * GIB
+    assert run(str(world.write()), "--gpu-memory", "big").exit_code == 2
+
+
+def test_engines_that_are_placed_nowhere_are_planned_for_the_gpus_that_are_assumed(world: World):
+    assert [each.name for each in world.report().devices] == ["the CPU"]
+    planned = replace(CPU, gpus={"0": Gpu(24 * GIB)}, planned=True)
+    assert [each.name for each in world.report(planned).devices] == ["GPU 0"]
+
+
+def test_vllms_cpu_build_needs_libnuma(world: World):
+    (error,) = told(world.report(replace(CPU, numa=False)), "error")
+    assert "libnuma.so.1 is missing" in error
+    assert "apt-get install libnuma1" in error
+    on_gpu(world)
+    assert world.report(replace(ONE_GPU, numa=False)).ok
+    assert machine.look().numa, "these tests run on vLLM's CPU build"
+
+
+def test_a_gpu_of_unknown_size_is_said(world: World):
+    on_gpu(world)
+    report = world.report(replace(CPU, vllm=Vllm("0.32.0", cpu=False)))
+    assert any("GPU 0: its size isn't known here" in line for line in told(report, "warning"))
+
+
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_serve_refuses_what_the_doctor_finds(world: World, command: str):
+    no_template(world)
+    began = time.monotonic()
+    arguments = {"serve": ["serve", "--port", "0", "--config"], "doctor": ["doctor"]}[command]
+    result = CliRunner().invoke(app, [*arguments, str(world.write())], env={"COLUMNS": "400"})
+    assert result.exit_code == {"serve": 2, "doctor": 1}[command]
+    assert "has no chat template" in result.output
+    assert result.output.count("error") == (1 if command == "serve" else 2)
+    assert time.monotonic() - began < 30
