@@ -9,19 +9,19 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from scripts.benchmark import pairs, report
+from scripts.benchmark import http, pairs, replay, report
 from scripts.benchmark.measure import (
     Run,
     System,
     gamma_for,
     machine,
-    memory_mib,
     prompts,
     run,
     with_lookahead,
@@ -33,15 +33,14 @@ ALIGNED = System("aligned alone", role="aligned")
 AUTHORS = System("A: authors' alternation", policy="reference")
 REQUESTS = System("B: a request a turn")
 RESUMABLE = System("C: one resumable request", resumable=True)
-SYSTEMS = [
-    BASE,
-    ALIGNED,
-    AUTHORS,
-    REQUESTS,
-    with_lookahead(REQUESTS, 16),
-    RESUMABLE,
-    with_lookahead(RESUMABLE, 16),
-]
+EAGER = System("C, eager", resumable=True, eager=True)
+VERIFIED = System("D: checked drafts", resumable=True, verify=8)
+AHEAD = [with_lookahead(each, 16) for each in (REQUESTS, RESUMABLE, EAGER, VERIFIED)]
+import os
+SYSTEMS = [BASE, ALIGNED, AUTHORS, REQUESTS, RESUMABLE, EAGER, VERIFIED, *AHEAD]
+if os.environ.get("ONLY"):
+    SYSTEMS = [each for each in SYSTEMS if each is BASE or each.name[0] in os.environ["ONLY"]]
+REPLAYED = [BASE, AUTHORS, REQUESTS, RESUMABLE]
 
 out = Console(highlight=False)
 
@@ -51,8 +50,10 @@ async def compare(
 ) -> list[report.Row]:
     rows: list[report.Row] = []
     for share in shares:
-        gamma, got = await gamma_for(registry, pair, share)
-        out.print(f"{pair.name}: γ = {gamma:.4g} nudges {got:.0%} of the tokens")
+        gamma, got, length = await gamma_for(registry, pair, share)
+        out.print(
+            f"{pair.name}: γ = {gamma:.4g} nudges {got:.0%} of the tokens, {length} an answer"
+        )
         total = len(args.streams) * args.repeats * len(SYSTEMS)
         columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeRemainingColumn(), console=out) as bar:
@@ -64,7 +65,9 @@ async def compare(
                 for _ in range(args.repeats):
                     for system in SYSTEMS:
                         bar.update(task, description=f"{streams} at once, {system.name}")
-                        done = await run(registry, pair, system, gamma, asked, streams)
+                        # One model alone knows no end: as long as the nudged answers are.
+                        most = length if system.role else pair.max_tokens
+                        done = await run(registry, pair, system, gamma, asked, streams, most)
                         runs[system].append(done)
                         bar.advance(task)
                 rows += _rows(pair, share, gamma, streams, runs)
@@ -97,6 +100,26 @@ def _rows(
     return rows
 
 
+async def replayed(
+    registry: Registry, pair: pairs.Pair, args: argparse.Namespace
+) -> list[report.Row]:
+    """The authors' published schedules."""
+    rows = []
+    for streams in args.streams:
+        plans = replay.schedules(max(args.answers, 2 * streams), 160)
+        asked = list(zip(prompts(len(plans)), plans, strict=True))
+        runs: dict[System, list[Run]] = {system: [] for system in REPLAYED}
+        for _ in range(args.repeats):
+            for system in REPLAYED:
+                out.print(f"  replayed, {streams} at once, {system.name}")
+                runs[system].append(await replay.replay(registry, pair, system, asked, streams))
+        words = [sum(each) for each in zip(*(span for plan in plans for span in plan), strict=True)]
+        rows += _rows(
+            replace(pair, name=f"{pair.name}, replayed"), words[0] / sum(words), 0.0, streams, runs
+        )
+    return rows
+
+
 async def lengths(registry: Registry, pair: pairs.Pair, gamma: float) -> list[dict[str, float]]:
     """Whether a token costs more, the longer the answer is."""
     found = []
@@ -114,6 +137,7 @@ async def bench(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = {
             "random": lambda: pairs.random(Path(folder), args.width, args.layers, args.ratio),
+            "deepened": lambda: pairs.deepened(Path(folder), args.depth),
             "demo": pairs.demo,
         }
         for name in args.pairs:
@@ -123,12 +147,22 @@ async def bench(args: argparse.Namespace) -> None:
             registry = Registry(pair.settings)
             await registry.start(lambda engine, state, _: out.print(f"  {state} {engine}"))
             try:
-                idle = memory_mib()
-                mine = await compare(registry, pair, args, args.shares)
+                shares = args.shares if name == "random" else args.shares[:1]
+                mine = await compare(registry, pair, args, shares)
                 rows += mine
-                if pair.fixed:
+                if name == "random":
+                    rows += await replayed(registry, pair, args)
+                    about[f"{pair.name}, replayed"] = "the schedules of the authors' public answers"
                     extra["lengths"] = await lengths(registry, pair, mine[0].gamma)
-                extra[f"rss_mib_{pair.name}"] = {"idle": idle, "after": memory_mib()}
+            finally:
+                await registry.aclose()
+        if args.http:
+            pair = pairs.demo()
+            out.print("[bold]HTTP[/bold]: the demo pair's aligned model through three ways")
+            registry = Registry(pair.settings)
+            await registry.start()
+            try:
+                extra |= await http.compare(registry, args.streams, args.repeats)
             finally:
                 await registry.aclose()
     written = report.write(
@@ -143,14 +177,17 @@ async def bench(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--pairs", nargs="+", default=["random", "demo"], choices=["random", "demo"])
+    names = ["random", "deepened", "demo"]
+    add("--pairs", nargs="*", default=names[:2], choices=names)
     add("--shares", nargs="+", type=float, default=[0.1, 0.3], help="of nudged tokens")
-    add("--streams", nargs="+", type=int, default=[1, 4, 16], help="answers at once")
-    add("--answers", type=int, default=8, help="in a run, at least two for each stream")
-    add("--repeats", type=int, default=3, help="of every run; medians are shown")
-    add("--width", type=int, default=384, help="hidden size of the random base model")
-    add("--layers", type=int, default=6, help="layers of the random base model")
+    add("--streams", nargs="+", type=int, default=[1, 16], help="answers at once")
+    add("--answers", type=int, default=4, help="in a run, at least two for each stream")
+    add("--repeats", type=int, default=2, help="of every run; medians are shown")
+    add("--width", type=int, default=768, help="hidden size of the random base model")
+    add("--layers", type=int, default=8, help="layers of the random base model")
     add("--ratio", type=int, default=8, help="weights of the random base model over the aligned's")
+    add("--depth", type=int, default=64, help="layers of the deepened base model")
+    add("--http", action=argparse.BooleanOptionalAction, default=True, help="the server's own cost")
     add("--output", default="docs/benchmarks/cpu", help="path of the files, without an ending")
     uvloop.run(bench(parser.parse_args()))
 

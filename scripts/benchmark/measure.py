@@ -11,15 +11,17 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from scripts.benchmark.pairs import QUESTIONS, Pair
 from server.core import AnswerRequest, Finished, Message, NudgingConfig, SamplingParams, Usage
+from server.eager import read_along
 from server.engines.vllm import VllmEngine
-from server.orchestrator import stream
+from server.orchestrator import Nudged, stream
 from server.registry import Registry
+from server.verify import verify
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class System:
     """Who writes the answers, and how.
 
     role: of a served name. resumable: whether turns may go on in one request (strategy C).
+    verify: tokens of a draft that the base model checks; 0: it writes token by token. eager:
+    whether the aligned model reads along.
     """
 
     name: str
@@ -34,6 +38,8 @@ class System:
     policy: str = "nudging"
     end_lookahead: int = 0
     resumable: bool = False
+    verify: int = 0
+    eager: bool = False
 
 
 @dataclass
@@ -62,7 +68,7 @@ class Run:
         return {
             "tokens_per_s": self.tokens_per_s,
             "nudged_share": usage.nudged_share,
-            "ttft_ms": 1e3 * statistics.median(self.first),
+            "ttft_ms": 1e3 * statistics.median(self.first or [0.0]),
             "itl_p50_ms": 1e3 * gaps[len(gaps) // 2],
             "itl_p99_ms": 1e3 * gaps[int(len(gaps) * 0.99)],
             "base_steps": usage.base_steps / tokens,
@@ -110,6 +116,10 @@ async def run(
         prompt = registry.prompts(served, [Message("user", question)])
         began = time.perf_counter()
         writer = registry.writer(served, prompt, request, nudging)
+        if isinstance(writer, Nudged) and system.verify:
+            verify(writer, system.verify)
+        elif isinstance(writer, Nudged) and system.eager:
+            read_along(writer)
         times: list[float] = []
         async with aclosing(stream(writer, request)) as events:
             async for event in events:
@@ -126,30 +136,36 @@ async def run(
         while waiting:
             await one(waiting.pop())
 
-    cpu, began = time.process_time(), time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(streams)))
-    done.seconds = time.perf_counter() - began
-    done.cpu_seconds = time.process_time() - cpu
+    await timed(done, [client() for _ in range(streams)])
     done.usage = Usage.total([[usage] for usage in usages])
     return done
 
 
-async def gamma_for(registry: Registry, pair: Pair, share: float) -> tuple[float, float]:
-    """γ at which about this share of the tokens is nudged, and the share that it gives."""
+async def timed(done: Run, clients: Sequence[Coroutine[object, object, None]]) -> None:
+    cpu, began = time.process_time(), time.perf_counter()
+    await asyncio.gather(*clients)
+    done.seconds = time.perf_counter() - began
+    done.cpu_seconds = time.process_time() - cpu
+
+
+async def gamma_for(registry: Registry, pair: Pair, share: float) -> tuple[float, float, int]:
+    """γ at which about this share of the tokens is nudged, the share that it gives, and how many
+    tokens such an answer has."""
     system, asked = System("C", resumable=True), prompts(8)
-    low, high, found = 0.0, 1.0, (0.0, 0.0)
+    low, high, found = 0.0, 1.0, (0.0, 0.0, pair.max_tokens)
     for _ in range(11):
         gamma = (low + high) / 2
-        got = (await run(registry, pair, system, gamma, asked, 8, 48)).usage.nudged_share
+        done = await run(registry, pair, system, gamma, asked, 8)
+        got = done.usage.nudged_share
         if abs(got - share) <= abs(found[1] - share):
-            found = (gamma, got)
+            found = (gamma, got, round(done.tokens / done.answers))
         low, high = (gamma, high) if got < share else (low, gamma)
     return found
 
 
-def memory_mib() -> float:
-    """Resident memory of this process, which is the server without its engines."""
-    pages = int(open("/proc/self/statm").read().split()[1])  # noqa: SIM115
+def memory_mib(pid: int | str = "self") -> float:
+    """Resident memory of a process."""
+    pages = int(open(f"/proc/{pid}/statm").read().split()[1])  # noqa: SIM115
     return pages * resource.getpagesize() / 2**20
 
 

@@ -62,7 +62,28 @@ def random(folder: Path, width: int, layers: int, ratio: int, **engine: Any) -> 
     sizes = [_make(base, width, layers, 0), _make(aligned, narrow, small, 1)]
     shown = " and ".join(f"{size / 1e6:.1f} M" for size in sizes)
     about = f"random weights, {shown} parameters without embeddings"
-    return Pair("random", about, _settings(base, aligned, engine), 128, True)
+    return Pair("random", about, _settings(base, aligned, engine), 64, True)
+
+
+def deepened(folder: Path, layers: int, **engine: Any) -> Pair:
+    """The embedded pair, whose base model has further layers that change nothing: it writes what it
+    always does, and a step of it costs many times as much as one of the aligned model.
+
+    These two were trained, so they agree as often as such models do, which random ones never do.
+    """
+    base = folder / "base"
+    trained = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)
+    own = trained.config.num_hidden_layers
+    config = LlamaConfig.from_pretrained(DEMO / "base", num_hidden_layers=layers)
+    deep = LlamaForCausalLM(config)
+    deep.load_state_dict(trained.state_dict(), strict=False)
+    with torch.no_grad():
+        for layer in deep.model.layers[own:]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    _save(base, deep, DEMO / "base")
+    about = f"the embedded demo pair, its base model with {layers} layers instead of {own}"
+    return Pair("deepened", about, _settings(base, DEMO / "aligned", engine), 64, False)
 
 
 def _make(folder: Path, width: int, layers: int, seed: int) -> int:
@@ -81,9 +102,13 @@ def _make(folder: Path, width: int, layers: int, seed: int) -> int:
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
+    return _save(folder, LlamaForCausalLM(config), DEMO / "aligned")
+
+
+def _save(folder: Path, model: LlamaForCausalLM, tokenizer: Path) -> int:
+    """Returns the number of weights, without embeddings."""
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     weights = sum(each.numel() for each in model.parameters())
     return weights - model.get_input_embeddings().weight.numel()
 

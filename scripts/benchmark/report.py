@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,10 +65,7 @@ def _markdown(
     plot: str,
 ) -> str:
     where = found_on["gpu"] or f"{found_on['cpu']}, {found_on['cores']} cores"
-    given = " ".join(
-        f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in args.items()
-    )
+    given = " ".join(map(_flag, args, args.values()))
     lines = [
         "# Benchmark",
         "",
@@ -81,7 +79,7 @@ def _markdown(
         "Ratio: tokens a second over those of the base model alone in the same repeat; the median "
         f"of {args['repeats']} repeats, run in turn, and (lowest to highest). Steps, prefilled and "
         "discarded tokens are per token of an answer; CPU is the server's own process, seconds for "
-        "1,000 tokens. `+ 16`: with `end_lookahead` 16.",
+        "1,000 tokens. `+ 16`: with `end_lookahead` 16. Strategies: ADRs 0001, 0012 and 0015.",
         "",
         f"![Ratios]({plot})",
     ]
@@ -122,7 +120,52 @@ def _markdown(
             f"| {each['base_steps']:.2f} | {each['cpu_s_per_1k']:.2f} |"
             for each in lengths
         ]
+    if found_on.get("http"):
+        lines += _http(found_on)
     return "\n".join(lines) + "\n"
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return flag if value else flag.replace("--", "--no-", 1)
+    return f"{flag} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def _http(found_on: Mapping[str, Any]) -> list[str]:
+    """The server's own cost."""
+    lines = [
+        "",
+        "## The HTTP server",
+        "",
+        "The demo pair's aligned model, streamed answers of 64 tokens: through this server, "
+        "through vLLM's own OpenAI server, and from vLLM's engine with no server at all. CPU: the "
+        "server's process, without its engines; without a server, the process that asks.",
+        "",
+        "| at once | system | tok/s | ratio | TTFT ms | CPU s / 1,000 tokens |",
+        "|--:|---|--:|--:|--:|--:|",
+    ]
+    rows = found_on["http"]
+    for row in rows:
+        reference = next(
+            each["runs"]
+            for each in rows
+            if each["streams"] == row["streams"] and each["system"] == rows[2]["system"]
+        )
+        speed, ttft, cpu = (
+            statistics.median(run[name] for run in row["runs"])
+            for name in ("tokens_per_s", "ttft_ms", "cpu_s_per_1k")
+        )
+        ratio = statistics.median(
+            run["tokens_per_s"] / other["tokens_per_s"]
+            for run, other in zip(row["runs"], reference, strict=True)
+        )
+        lines.append(
+            f"| {row['streams']} | {row['system']} | {speed:.0f} | {ratio:.2f} | {ttft:.0f} "
+            f"| {cpu:.2f} |"
+        )
+    memory = ", ".join(f"{value:.0f} MiB {name}" for name, value in found_on["server_mib"].items())
+    return [*lines, "", f"Memory of this server's process, without its engines: {memory}."]
 
 
 def _plot(rows: Sequence[Row], path: Path) -> None:
