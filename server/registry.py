@@ -35,9 +35,10 @@ from server.drafts import can_draft, share_ids
 from server.eager import read_along
 from server.engines.base import Engine, EngineInfo
 from server.mixtures import MIXTURES, Mixed, check_vocabularies
-from server.orchestrator import Nudged, Writer
+from server.orchestrator import Nudged
 from server.prompts import PromptEnd, Prompts
 from server.verify import Faster, Measured, verify
+from server.writing import Writer
 
 Role = Literal["nudged", "base", "aligned"]
 

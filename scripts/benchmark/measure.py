@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from scripts.benchmark.pairs import QUESTIONS, Pair
 from server.core import AnswerRequest, Finished, Message, NudgingConfig, SamplingParams, Usage
 from server.engines.vllm import VllmEngine
-from server.orchestrator import stream
 from server.registry import Registry
+from server.writing import stream
 
 
 @dataclass(frozen=True)

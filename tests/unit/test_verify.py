@@ -27,10 +27,11 @@ from server.drafts import can_draft
 from server.eager import FollowedSession, read_along
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
-from server.orchestrator import Nudged, Writer, stream
+from server.orchestrator import Nudged
 from server.registry import Registry
 from server.text import Tokenizer
 from server.verify import CheckedSession, Faster, Measured, verify
+from server.writing import Writer, stream
 from tests.conftest import DEMO
 
 GREEDY = SamplingParams(temperature=0)
