@@ -1,0 +1,92 @@
+"""How a served pair's answers are written: which writer, on which engines, sped up how.
+
+Knows: a pair's settings, which policies its models allow, and which way of writing was faster.
+Does not know: served names, engines' lives, prompts, HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from server.baselines import Referenced
+from server.config import ModelSettings
+from server.core import AnswerRequest, InvalidRequest, NudgingConfig, PromptPair
+from server.drafts import can_draft, share_ids
+from server.eager import read_along
+from server.engines.base import Engine
+from server.mixtures import MIXTURES, Mixed, check_vocabularies
+from server.orchestrator import Nudged
+from server.text import Tokenizer
+from server.verify import Faster, Measured, verify
+from server.writing import Writer
+
+Living = Callable[[str], Engine]
+"""The engine of a name. Raises `EngineUnavailable` where it is dead."""
+
+
+class Pair:
+    """A base and an aligned engine that answer under one name."""
+
+    def __init__(self, name: str, settings: ModelSettings) -> None:
+        self._name = name
+        self._settings = settings
+        self._faster = Faster()
+
+    def writer(
+        self, living: Living, prompt: PromptPair, request: AnswerRequest, nudging: NudgingConfig
+    ) -> Writer:
+        """The writer of one answer by the policy that ``nudging`` names.
+
+        Raises `EngineUnavailable`, `ContextLengthExceeded`, `InvalidRequest`.
+        """
+        settings = self._settings
+        base, aligned = living(settings.base), living(settings.aligned)
+        if nudging.policy in MIXTURES:
+            untuned = None if nudging.policy == "ensemble" else living(self._untuned())
+            return Mixed(base, aligned, untuned, prompt, request, nudging)
+        if nudging.policy == "reference":
+            return Referenced(base, aligned, prompt, request, nudging)
+        if not can_draft(request, base, aligned):
+            return Nudged(base, aligned, prompt, request, nudging)
+        verified = settings.verify == "on" or (settings.verify == "auto" and self._faster.choose())
+        nudged = Measured(base, aligned, prompt, request, nudging)
+        nudged.told = partial(self._faster.took, verified)
+        if verified:
+            verify(nudged, settings.verify_tokens)
+        elif settings.eager:
+            read_along(nudged)
+        return nudged
+
+    def _untuned(self) -> str:
+        """The engine of the small model before it was aligned."""
+        if self._settings.untuned is None:
+            raise InvalidRequest(
+                f"the policy 'proxy_tuning' needs a third model, and {self._name!r} has none; its "
+                f"engine is named by models.{self._name}.untuned in the server's configuration",
+                param="nudging.policy",
+            )
+        return self._settings.untuned
+
+
+def misfits(name: str, model: ModelSettings, tokenizers: Mapping[str, Tokenizer]) -> Iterator[str]:
+    """What a pair's settings ask for that its models' vocabularies don't allow: what is wrong, a
+    semicolon, and what to do.
+
+    Args:
+        tokenizers: by engine. Where the third model's isn't known, it is left out.
+    """
+    base, aligned = tokenizers[model.base], tokenizers[model.aligned]
+    policy = model.nudging.policy
+    if policy in MIXTURES:
+        mixed = [each for each in (model.base, model.aligned, model.untuned) if each is not None]
+        try:
+            check_vocabularies([tokenizers[each] for each in mixed if each in tokenizers], policy)
+        except InvalidRequest as error:
+            yield f"models.{name}.nudging.policy: {error}"
+    for key, needed in (("verify", model.verify == "on"), ("eager", model.eager)):
+        if needed and not share_ids(base, aligned):
+            yield (
+                f"models.{name}.{key} needs two models with one vocabulary, which "
+                f"{model.base!r} and {model.aligned!r} don't have; leave it off"
+            )
