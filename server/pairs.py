@@ -69,24 +69,26 @@ class Pair:
         return self._settings.untuned
 
 
-def misfits(name: str, model: ModelSettings, tokenizers: Mapping[str, Tokenizer]) -> Iterator[str]:
-    """What a pair's settings ask for that its models' vocabularies don't allow: what is wrong, a
-    semicolon, and what to do.
+def misfits(model: ModelSettings, tokenizers: Mapping[str, Tokenizer]) -> Iterator[str]:
+    """What a pair's settings ask for that its models' vocabularies don't allow: the setting, what
+    is wrong with it, a semicolon, and what to do.
 
     Args:
-        tokenizers: by engine. Where the third model's isn't known, it is left out.
+        tokenizers: by engine. The third model's may be missing, and is taken to fit then.
     """
     base, aligned = tokenizers[model.base], tokenizers[model.aligned]
     policy = model.nudging.policy
     if policy in MIXTURES:
-        mixed = [each for each in (model.base, model.aligned, model.untuned) if each is not None]
+        mixed = [base, aligned]
+        if policy == "proxy_tuning" and model.untuned is not None:
+            mixed.append(tokenizers.get(model.untuned, base))
         try:
-            check_vocabularies([tokenizers[each] for each in mixed if each in tokenizers], policy)
+            check_vocabularies(mixed, policy)
         except InvalidRequest as error:
-            yield f"models.{name}.nudging.policy: {error}"
+            yield f"nudging.policy: {error}"
     for key, needed in (("verify", model.verify == "on"), ("eager", model.eager)):
         if needed and not share_ids(base, aligned):
             yield (
-                f"models.{name}.{key} needs two models with one vocabulary, which "
-                f"{model.base!r} and {model.aligned!r} don't have; leave it off"
+                f"{key} needs two models with one vocabulary, cut alike, which {model.base!r} and "
+                f"{model.aligned!r} don't have; leave it off"
             )

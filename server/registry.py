@@ -132,8 +132,8 @@ class Registry:
                 self.engines[name] = await self._start(name, progress)
             tokenizers = {name: engine.info.tokenizer for name, engine in self.engines.items()}
             for name, model in self.settings.models.items():
-                if problems := list(misfits(name, model, tokenizers)):
-                    raise ConfigError("\n".join(problems))
+                for problem in misfits(model, tokenizers):
+                    raise ConfigError(f"models.{name}.{problem}")
                 self._prompts[name] = Prompts(
                     tokenizers[model.base],
                     tokenizers[model.aligned],
