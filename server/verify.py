@@ -20,12 +20,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from server.core import Piece, TokenIds
-from server.drafts import DraftedSession
+from server.drafts import DraftedSession, SessionBefore
 from server.engines.base import EngineInfo, Session, Token, TurnEnd, TurnParams
 from server.orchestrator import Nudged
 
 
-class CheckedSession:
+class CheckedSession(SessionBefore):
     """A session that checks drafts instead of writing token by token. Greedy, and plain turns
     with ``stop_below`` only.
 
@@ -45,23 +45,11 @@ class CheckedSession:
             draft: gives up to so many ids that may come next.
             tokens: of a draft.
         """
-        self._session = session
+        super().__init__(session)
         self._info = info
         self._draft = draft
         self._tokens = tokens
         self._known: deque[tuple[Token, int | None]] = deque()
-
-    @property
-    def length(self) -> int:
-        return self._session.length
-
-    @property
-    def steps(self) -> int:
-        return self._session.steps
-
-    @property
-    def prefilled(self) -> int:
-        return self._session.prefilled
 
     async def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
         ends = {*self._info.stop_ids, *params.stop_token_ids}
@@ -92,12 +80,6 @@ class CheckedSession:
             if self._known.popleft()[1] != number:
                 self._known.clear()
         await self._session.extend(ids, drop=drop)
-
-    async def check(self, draft: TokenIds, top: int) -> list[Token]:
-        return await self._session.check(draft, top)
-
-    async def aclose(self) -> None:
-        await self._session.aclose()
 
 
 def verify(nudged: Nudged, tokens: int) -> None:
