@@ -33,23 +33,16 @@ def can_draft(request: AnswerRequest, base: Engine, aligned: Engine) -> bool:
     return plain and share_ids(base.info.tokenizer, aligned.info.tokenizer)
 
 
-class DraftedSession:
-    """A session that may have written more than it was asked for.
+class SessionBefore:
+    """A session that stands before another one: its turns are its own, and the other one does what
+    isn't done here."""
 
-    Behind its context, in the engine's, are the tokens of ``ahead``; ``_next`` says what the
-    model would write behind those and has not: an end, or the beginning of another word.
-    """
-
-    def __init__(self, session: Session, info: EngineInfo) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._info = info
-        self.ahead: deque[Token] = deque()
-        self._next: Token | None = None
-        self._served: list[Token] = []  # the last turn's, which may be taken back
 
     @property
     def length(self) -> int:
-        return self._session.length - len(self.ahead)
+        return self._session.length
 
     @property
     def steps(self) -> int:
@@ -58,6 +51,34 @@ class DraftedSession:
     @property
     def prefilled(self) -> int:
         return self._session.prefilled
+
+    async def check(self, draft: TokenIds, top: int) -> list[Token]:
+        return await self._session.check(draft, top)
+
+    async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
+        await self._session.extend(ids, drop=drop)
+
+    async def aclose(self) -> None:
+        await self._session.aclose()
+
+
+class DraftedSession(SessionBefore):
+    """A session that may have written more than it was asked for.
+
+    Behind its context, in the engine's, are the tokens of ``ahead``; ``_next`` says what the
+    model would write behind those and has not: an end, or the beginning of another word.
+    """
+
+    def __init__(self, session: Session, info: EngineInfo) -> None:
+        super().__init__(session)
+        self._info = info
+        self.ahead: deque[Token] = deque()
+        self._next: Token | None = None
+        self._served: list[Token] = []  # the last turn's, which may be taken back
+
+    @property
+    def length(self) -> int:
+        return self._session.length - len(self.ahead)
 
     async def draft(
         self, params: TurnParams, *, astray: Callable[[], bool] = lambda: False
@@ -150,6 +171,3 @@ class DraftedSession:
             self.ahead.clear()
             self._next = None
         return await self._session.check(draft, top)
-
-    async def aclose(self) -> None:
-        await self._session.aclose()

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from server.core import TokenIds
-from server.drafts import DraftedSession
+from server.drafts import DraftedSession, SessionBefore
 from server.engines.base import Session, Token, TurnEnd, TurnParams
 from server.nudging import WORD_TOKENS
 from server.orchestrator import Nudged
@@ -75,25 +75,13 @@ class Reader:
         return self._stopping or any(token.id != written for token, written in drafted)
 
 
-class FollowedSession:
+class FollowedSession(SessionBefore):
     """A session whose turns somebody follows; ``at_once``: from before their first token."""
 
     def __init__(self, session: Session, reader: Reader, *, at_once: bool) -> None:
-        self._session = session
+        super().__init__(session)
         self._reader = reader
         self._at_once = at_once
-
-    @property
-    def length(self) -> int:
-        return self._session.length
-
-    @property
-    def steps(self) -> int:
-        return self._session.steps
-
-    @property
-    def prefilled(self) -> int:
-        return self._session.prefilled
 
     async def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
         try:
@@ -109,12 +97,6 @@ class FollowedSession:
                         self._reader.wrote(event.id)
         finally:
             await self._reader.stop()
-
-    async def check(self, draft: TokenIds, top: int) -> list[Token]:
-        return await self._session.check(draft, top)
-
-    async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
-        await self._session.extend(ids, drop=drop)
 
     async def aclose(self) -> None:
         await self._reader.stop()

@@ -1,10 +1,11 @@
-"""Where the policy meets the engines: two sessions in, a stream of pieces out.
+"""Where the policy meets the engines: two sessions in, pieces out.
 
 The life of an answer:
  1. `Nudged` (or `Alone` or `Referenced` of `server.baselines`) opens its sessions on the prompts.
  2. It asks the policy whose turn it is, lets that engine generate, and tells the policy what
     came. Committed text becomes a `Piece` at once, and goes to the other model's session.
- 3. `stream` holds back what could become a stop string, and ends with one `Finished`.
+ 3. `stream` of `server.writing` holds back what could become a stop string, and ends with one
+    `Finished`.
  4. However the stream ends (done, closed early, failed), every session is closed, and with it
     whatever still runs in an engine.
 
@@ -14,16 +15,12 @@ The only place that knows both the policy and the engines. Does not know: OpenAI
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
-from typing import Protocol
 
 from server.core import (
     UNLIMITED,
     AnswerRequest,
-    Finished,
     NudgingConfig,
     Piece,
     PromptPair,
@@ -33,82 +30,9 @@ from server.core import (
     Usage,
 )
 from server.engines.base import Engine, Token, TurnEnd, TurnParams
-from server.grammar import matches
 from server.nudging import WORD_TOKENS, Nudging, Turn
 from server.side import Side
-from server.text import Part, StopStrings, Word
-
-
-class Writer(Protocol):
-    """Something that writes one answer.
-
-    ``stop_reason`` and ``text`` (see `Finished`) are set once ``pieces`` is exhausted. One that
-    ``rewrites`` has its answer in ``text``, and its pieces only tell how it came about.
-    ``rejected`` is what the base model would have written next (see `Finished`).
-    """
-
-    rewrites: bool
-    text: str | None
-    rejected: Rejected | None
-
-    @property
-    def stop_reason(self) -> StopReason: ...
-
-    def pieces(self) -> AsyncGenerator[Piece]: ...
-
-    def usage(self) -> Usage: ...
-
-
-async def stream(writer: Writer, request: AnswerRequest) -> AsyncGenerator[Piece | Finished]:
-    """An answer as pieces, then one `Finished`. Nothing of a stop string gets out.
-
-    A stop string counts from the piece on with which ``min_tokens`` are exceeded.
-    """
-    matcher = StopStrings(request.stop)
-    held: deque[Piece] = deque()
-    tokens = 0
-    written: list[str] = []
-    async with aclosing(writer.pieces()) as pieces:
-        async for piece in pieces:
-            tokens += piece.tokens
-            if request.grammar is not None:
-                written.append(piece.text)
-            if writer.rewrites or tokens <= request.min_tokens:
-                yield piece
-                continue
-            held.append(piece)
-            free, matched = matcher.push(piece.text)
-            for ready in _release(held, free):
-                yield ready
-            if matched is not None:
-                yield Finished("stop_string", writer.usage(), matched=matched)
-                return
-    for piece in held:
-        yield piece
-    if request.grammar is not None and writer.stop_reason in ("aligned_end", "end_of_text"):
-        whole = "".join(written)
-        if not matches(request.grammar, whole):
-            raise RuntimeError("the answer does not match its grammar")
-    text, matched = writer.text, None
-    if text is not None:
-        free, matched = matcher.push(text)
-        text = text[:free] if matched else text
-    reason = "stop_string" if matched else writer.stop_reason
-    yield Finished(reason, writer.usage(), text, matched, writer.rejected)
-
-
-def _release(held: deque[Piece], free: int) -> list[Piece]:
-    """Take the first ``free`` characters off the held pieces, cutting the last one."""
-    ready = []
-    while held and len(held[0].text) <= free:
-        piece = held.popleft()
-        free -= len(piece.text)
-        ready.append(piece)
-    if free:
-        piece = held[0]
-        ready.append(replace(piece, text=piece.text[:free]))
-        held[0] = replace(piece, text=piece.text[free:], tokens=0, rejected=None, scored=())
-    return ready
+from server.text import Part, Word
 
 
 class Nudged:

@@ -1,8 +1,8 @@
 """Served names, and the engines behind them.
 
 Knows: which engines a configuration starts, in what state each is, what ``NAME``, ``NAME:base``,
-``NAME:aligned`` and ``NAME@γ`` mean, and who answers while an engine is dead. Does not know: when
-a dead engine is started again, HTTP, OpenAI's schemas.
+``NAME:aligned`` and ``NAME@γ`` mean, and who answers while an engine is dead. Does not know: how a
+pair's answers are written, when a dead engine is started again, HTTP, OpenAI's schemas.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
-from server.baselines import Alone, Referenced
+from server.baselines import Alone
 from server.config import Settings
 from server.core import (
     BASELINES,
@@ -31,13 +30,10 @@ from server.core import (
     SamplingParams,
     TokenIds,
 )
-from server.drafts import can_draft, share_ids
-from server.eager import read_along
 from server.engines.base import Engine, EngineInfo
-from server.mixtures import MIXTURES, Mixed, check_vocabularies
-from server.orchestrator import Nudged, Writer
+from server.pairs import Pair, misfits
 from server.prompts import PromptEnd, Prompts
-from server.verify import Faster, Measured, verify
+from server.writing import Writer
 
 Role = Literal["nudged", "base", "aligned"]
 
@@ -91,7 +87,7 @@ class Registry:
         self.degraded_answers = dict.fromkeys(settings.models, 0)
         self._starter = starter or start_engine
         self._prompts: dict[str, Prompts] = {}
-        self._faster = {name: Faster() for name in settings.models}
+        self._pairs = {name: Pair(name, model) for name, model in settings.models.items()}
 
     # -- engines -----------------------------------------------------------------------------
 
@@ -134,33 +130,19 @@ class Registry:
         try:
             for name in self.settings.engines:
                 self.engines[name] = await self._start(name, progress)
+            tokenizers = {name: engine.info.tokenizer for name, engine in self.engines.items()}
             for name, model in self.settings.models.items():
-                self._check_policy(name)
-                base = self.engines[model.base].info.tokenizer
-                aligned = self.engines[model.aligned].info.tokenizer
-                for key, needed in (("verify", model.verify == "on"), ("eager", model.eager)):
-                    if needed and not share_ids(base, aligned):
-                        raise ConfigError(
-                            f"models.{name}.{key} needs two models with one vocabulary, which "
-                            f"{model.base!r} and {model.aligned!r} don't have; leave it off"
-                        )
-                self._prompts[name] = Prompts(base, aligned, model.base_prompt, model.chat_template)
+                for problem in misfits(model, tokenizers):
+                    raise ConfigError(f"models.{name}.{problem}")
+                self._prompts[name] = Prompts(
+                    tokenizers[model.base],
+                    tokenizers[model.aligned],
+                    model.base_prompt,
+                    model.chat_template,
+                )
         except BaseException:
             await self.aclose()
             raise
-
-    def _check_policy(self, name: str) -> None:
-        """Raises `ConfigError` where a model's default policy can't work with its engines."""
-        model = self.settings.models[name]
-        if model.nudging.policy not in MIXTURES:
-            return
-        engines = [each for each in (model.base, model.aligned, model.untuned) if each is not None]
-        try:
-            check_vocabularies(
-                [self.engines[each].info.tokenizer for each in engines], model.nudging.policy
-            )
-        except InvalidRequest as error:
-            raise ConfigError(f"models.{name}.nudging.policy: {error}") from None
 
     async def restart(self, name: str, progress: Progress = lambda *_: None) -> None:
         """Close what is left of a dead engine, and start it anew in its place.
@@ -263,45 +245,10 @@ class Registry:
             writer = Alone(self._engine(served.name, "aligned"), "aligned", prompt.aligned, request)
             self.degraded_answers[served.name] += 1
             return writer
-        if served.role == "nudged" and nudging.policy in MIXTURES:
-            return self._mixed(served.name, prompt, request, nudging)
-        if served.role != "nudged":
-            text = prompt.base if served.role == "base" else prompt.aligned
-            return Alone(self._engine(served.name, served.role), served.role, text, request)
-        base, aligned = self._engine(served.name, "base"), self._engine(served.name, "aligned")
-        if nudging.policy == "reference":
-            return Referenced(base, aligned, prompt, request, nudging)
-        settings = self.settings.models[served.name]
-        if not can_draft(request, base, aligned):
-            return Nudged(base, aligned, prompt, request, nudging)
-        faster = self._faster[served.name]
-        verified = settings.verify == "on" or (settings.verify == "auto" and faster.choose())
-        nudged = Measured(base, aligned, prompt, request, nudging)
-        nudged.told = partial(faster.took, verified)
-        if verified:
-            verify(nudged, settings.verify_tokens)
-        elif settings.eager:
-            read_along(nudged)
-        return nudged
-
-    def _mixed(
-        self, name: str, prompt: PromptPair, request: AnswerRequest, nudging: NudgingConfig
-    ) -> Mixed:
-        """The writer of a policy that mixes distributions."""
-        base, aligned = self._engine(name, "base"), self._engine(name, "aligned")
-        untuned = None if nudging.policy == "ensemble" else self._untuned(name)
-        return Mixed(base, aligned, untuned, prompt, request, nudging)
-
-    def _untuned(self, name: str) -> Engine:
-        """The engine of the small model before it was aligned."""
-        engine = self.settings.models[name].untuned
-        if engine is None:
-            raise InvalidRequest(
-                f"the policy 'proxy_tuning' needs a third model, and {name!r} has none; its "
-                f"engine is named by models.{name}.untuned in the server's configuration",
-                param="nudging.policy",
-            )
-        return self._living(engine)
+        if served.role == "nudged":
+            return self._pairs[served.name].writer(self._living, prompt, request, nudging)
+        text = prompt.base if served.role == "base" else prompt.aligned
+        return Alone(self._engine(served.name, served.role), served.role, text, request)
 
     def _check_token_ids(self, served: Served, request: AnswerRequest) -> None:
         """Raises `InvalidRequest` for token ids that don't name one token of each speaker."""

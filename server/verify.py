@@ -19,13 +19,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
-from server.core import Piece, TokenIds
-from server.drafts import DraftedSession
-from server.engines.base import EngineInfo, Session, Token, TurnEnd, TurnParams
+from server.core import AnswerRequest, NudgingConfig, Piece, PromptPair, TokenIds
+from server.drafts import DraftedSession, SessionBefore
+from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
 from server.orchestrator import Nudged
 
 
-class CheckedSession:
+class CheckedSession(SessionBefore):
     """A session that checks drafts instead of writing token by token. Greedy, and plain turns
     with ``stop_below`` only.
 
@@ -45,23 +45,11 @@ class CheckedSession:
             draft: gives up to so many ids that may come next.
             tokens: of a draft.
         """
-        self._session = session
+        super().__init__(session)
         self._info = info
         self._draft = draft
         self._tokens = tokens
         self._known: deque[tuple[Token, int | None]] = deque()
-
-    @property
-    def length(self) -> int:
-        return self._session.length
-
-    @property
-    def steps(self) -> int:
-        return self._session.steps
-
-    @property
-    def prefilled(self) -> int:
-        return self._session.prefilled
 
     async def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
         ends = {*self._info.stop_ids, *params.stop_token_ids}
@@ -92,12 +80,6 @@ class CheckedSession:
             if self._known.popleft()[1] != number:
                 self._known.clear()
         await self._session.extend(ids, drop=drop)
-
-    async def check(self, draft: TokenIds, top: int) -> list[Token]:
-        return await self._session.check(draft, top)
-
-    async def aclose(self) -> None:
-        await self._session.aclose()
 
 
 def verify(nudged: Nudged, tokens: int) -> None:
@@ -155,14 +137,24 @@ class Faster:
 
 
 class Measured(Nudged):
-    """An answer that says how long it took. Set before it begins: ``told``, which is called with
-    its tokens and seconds if it is written to its end."""
+    """An answer that says how long it took."""
 
-    told: Callable[[int, float], None]
+    def __init__(
+        self,
+        base: Engine,
+        aligned: Engine,
+        prompt: PromptPair,
+        request: AnswerRequest,
+        config: NudgingConfig,
+        told: Callable[[int, float], None],
+    ) -> None:
+        """``told``: called with its tokens and seconds, if it is written to its end."""
+        super().__init__(base, aligned, prompt, request, config)
+        self._told = told
 
     async def pieces(self) -> AsyncGenerator[Piece]:
         began = time.perf_counter()
         async with aclosing(super().pieces()) as pieces:
             async for piece in pieces:
                 yield piece
-        self.told(self.committed, time.perf_counter() - began)
+        self._told(self.committed, time.perf_counter() - began)

@@ -36,10 +36,7 @@ RESUMABLE = System("C: one resumable request", resumable=True)
 EAGER = System("C, eager", resumable=True, eager=True)
 VERIFIED = System("D: checked drafts", resumable=True, verify=8)
 AHEAD = [with_lookahead(each, 16) for each in (REQUESTS, RESUMABLE, EAGER, VERIFIED)]
-import os
 SYSTEMS = [BASE, ALIGNED, AUTHORS, REQUESTS, RESUMABLE, EAGER, VERIFIED, *AHEAD]
-if os.environ.get("ONLY"):
-    SYSTEMS = [each for each in SYSTEMS if each is BASE or each.name[0] in os.environ["ONLY"]]
 REPLAYED = [BASE, AUTHORS, REQUESTS, RESUMABLE]
 
 out = Console(highlight=False)

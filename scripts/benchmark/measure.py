@@ -19,9 +19,10 @@ from scripts.benchmark.pairs import QUESTIONS, Pair
 from server.core import AnswerRequest, Finished, Message, NudgingConfig, SamplingParams, Usage
 from server.eager import read_along
 from server.engines.vllm import VllmEngine
-from server.orchestrator import Nudged, stream
+from server.orchestrator import Nudged
 from server.registry import Registry
 from server.verify import verify
+from server.writing import stream
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from server.api.protocol import Generation
 from server.api.render import Json, Renderer
 from server.api.watch import Watch, watching
 from server.core import AnswerRequest, Finished, Piece, Usage
-from server.orchestrator import Writer, stream
+from server.writing import Writer, stream
 
 Result = TypeVar("Result")
 Event = Piece | Finished

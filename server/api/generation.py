@@ -26,8 +26,8 @@ from server.api.schemas import (
     responses,
 )
 from server.core import Message, NudgingConfig, TokenIds
-from server.orchestrator import Writer
 from server.registry import Registry, Served
+from server.writing import Writer
 
 _FAILURES = (400, 401, 404, 413, 429, 503, 504)
 

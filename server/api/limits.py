@@ -17,9 +17,9 @@ from server.api.gate import Gate, Ticket
 from server.api.protocol import ChatRequest, CompletionRequest, Generation
 from server.config import ServerSettings
 from server.core import ContextLengthExceeded
-from server.orchestrator import Writer
 from server.registry import Registry, Served
 from server.text import Tokenizer
+from server.writing import Writer
 
 
 def check_request(request: Request, body: Generation) -> None:

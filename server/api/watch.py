@@ -28,9 +28,9 @@ from server.api import playground
 from server.api.observed import ObservedAnswer
 from server.core import AnswerRequest, Finished, Piece, Usage
 from server.metrics import Metrics
-from server.orchestrator import Writer
 from server.registry import Served
 from server.tracing import Span, Tracing, Value
+from server.writing import Writer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -95,9 +95,10 @@ def examine(
             _placement(name, engine, machine, notes)
             models[name] = _vllm(name, engine, loaded, notes)
     for name, model in configuration.models.items():
-        halves = [_half(engine, models[engine]) for engine in (model.base, model.aligned)]
-        if halves[0] is not None and halves[1] is not None:
-            pair.examine(name, model, halves[0], halves[1], notes)
+        base, aligned = (_half(engine, models[engine]) for engine in (model.base, model.aligned))
+        untuned = None if model.untuned is None else _half(model.untuned, models[model.untuned])
+        if base is not None and aligned is not None:
+            pair.examine(name, model, base, aligned, untuned, notes)
     devices = _devices(configuration, machine, models, length)
     memory.examine(devices, chats, notes)
     return Report(tuple(notes.findings), tuple(devices))

@@ -1,7 +1,7 @@
-"""What a base and an aligned model are to each other: vocabularies, templates, ends, contexts.
+"""What a pair's models are to each other: vocabularies, templates, ends, contexts.
 
-Knows: what the server will make of their tokenizers (it makes it: `Tokenizer`, `Prompts`). Does
-not know: files, memory.
+Knows: what the server will make of their tokenizers (it makes it: `Tokenizer`, `Prompts`), and
+which settings they don't allow (`misfits`). Does not know: files, memory.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from server.config import ModelSettings
 from server.core import ConfigError, InvalidRequest, Message, joined
 from server.doctor.report import Notes
+from server.drafts import share_ids
+from server.pairs import misfits
 from server.prompts import Prompts, base_template
 from server.text import Tokenizer
 
@@ -31,7 +33,10 @@ class Half:
     numbers: int = 0
 
 
-def examine(name: str, model: ModelSettings, base: Half, aligned: Half, notes: Notes) -> None:
+def examine(
+    name: str, model: ModelSettings, base: Half, aligned: Half, untuned: Half | None, notes: Notes
+) -> None:
+    """``untuned``: None where there is none, or none that could be read."""
     where = f"models.{name}"
     if base.engine == aligned.engine:
         notes.warn(
@@ -47,6 +52,7 @@ def examine(name: str, model: ModelSettings, base: Half, aligned: Half, notes: N
             "Are the two swapped?",
         )
     _vocabularies(where, base.tokenizer, aligned.tokenizer, notes)
+    _settings(where, model, base, aligned, untuned, notes)
     _contexts(where, base, aligned, notes)
     try:
         base_template(model.base_prompt)
@@ -55,14 +61,13 @@ def examine(name: str, model: ModelSettings, base: Half, aligned: Half, notes: N
     try:
         prompts = Prompts(base.tokenizer, aligned.tokenizer, model.base_prompt, model.chat_template)
     except ConfigError as error:
-        text, _, advice = str(error).partition("; ")
-        notes.fail(where, text, advice[:1].upper() + advice[1:])
+        _fail(where, str(error), notes)
         return
     _templates(where, model, prompts, aligned, notes)
 
 
 def _vocabularies(where: str, base: Tokenizer, aligned: Tokenizer, notes: Notes) -> None:
-    if base.shares_ids_with(aligned) and aligned.shares_ids_with(base):
+    if share_ids(base, aligned):
         notes.ok(where, f"one vocabulary ({base.size} tokens): handed over as tokens")
     elif base.same_ids_as(aligned):
         notes.ok(
@@ -74,6 +79,45 @@ def _vocabularies(where: str, base: Tokenizer, aligned: Tokenizer, notes: Notes)
             f"two vocabularies ({base.size} and {aligned.size} tokens): handed over as text; "
             f"logit_bias and stop_token_ids are refused for {where.partition('.')[2]}",
         )
+
+
+def _settings(
+    where: str,
+    model: ModelSettings,
+    base: Half,
+    aligned: Half,
+    untuned: Half | None,
+    notes: Notes,
+) -> None:
+    """Settings that need one vocabulary."""
+    known = {half.engine: half.tokenizer for half in (base, aligned, untuned) if half is not None}
+    for problem in misfits(model, known):
+        _fail(where, problem, notes)
+    if model.verify == "auto" and not share_ids(base.tokenizer, aligned.tokenizer):
+        notes.warn(
+            where,
+            "verify: auto has no effect, since it needs two models with one vocabulary, cut alike",
+            "Leave it off",
+        )
+    if model.verify == "on" and model.eager:
+        notes.warn(where, "eager has no effect where verify is on", "Choose one of them")
+    if untuned is None or model.nudging.policy == "proxy_tuning":
+        return
+    if all(untuned.tokenizer.same_ids_as(each.tokenizer) for each in (base, aligned)):
+        notes.ok(where, f"{untuned.engine} has their vocabulary: proxy_tuning can be asked for")
+    else:
+        notes.warn(
+            where,
+            f"base, aligned and untuned ({untuned.engine}) don't have one vocabulary: requests for "
+            "the policy 'proxy_tuning' get a 400",
+            "Name the model that the aligned one was made from, or leave untuned out",
+        )
+
+
+def _fail(where: str, problem: str, notes: Notes) -> None:
+    """An error with its advice behind a semicolon."""
+    text, _, advice = problem.partition("; ")
+    notes.fail(where, text, advice[:1].upper() + advice[1:])
 
 
 def _contexts(where: str, base: Half, aligned: Half, notes: Notes) -> None:

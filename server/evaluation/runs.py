@@ -24,8 +24,8 @@ from server.core import (
 from server.evaluation.data import Data, EvaluationError, Item
 from server.evaluation.store import Store
 from server.evaluation.systems import System
-from server.orchestrator import stream
 from server.registry import Registry
+from server.writing import stream
 
 Tick = Callable[[str], None]
 """Called with a system's name when one of its results is there."""

@@ -25,9 +25,10 @@ from server.core import (
 )
 from server.eager import read_along
 from server.grammar import json_grammar
-from server.orchestrator import Nudged, Writer, stream
+from server.orchestrator import Nudged
 from server.registry import Registry, Served
 from server.verify import verify
+from server.writing import Writer, stream
 
 GREEDY = SamplingParams(temperature=0)
 GAMMAS = [0.0, 0.2, 0.4, 0.7, 0.95, 1.0, 1.5]

@@ -12,8 +12,8 @@ from server.core import AnswerRequest, Finished, Piece, SamplingParams
 from server.engines.base import TurnParams
 from server.engines.vllm import VllmEngine
 from server.engines.vllm_resumable import Capacity
-from server.orchestrator import stream
 from server.registry import Registry
+from server.writing import stream
 from tests.conftest import DEMO
 from tests.contract.conftest import GREEDY, opened, run
 from tests.contract.test_laws import QUESTIONS, WISHES, answer, nudged, text

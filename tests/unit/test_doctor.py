@@ -231,6 +231,46 @@ def scripted_without_tokenizer(world: World) -> None:
     world.content["engines"]["base"] = {"backend": "scripted", "model": "./nothing"}
 
 
+def two_vocabularies(world: World, **settings: object) -> None:
+    world.engine("aligned")["model"] = str(DEMO / "aligned-1k")
+    world.content["models"]["demo"].update(settings)
+
+
+def verify_with_two_vocabularies(world: World) -> None:
+    two_vocabularies(world, verify=True)
+
+
+def eager_with_two_vocabularies(world: World) -> None:
+    two_vocabularies(world, eager=True)
+
+
+def ensemble_of_two_vocabularies(world: World) -> None:
+    two_vocabularies(world, nudging={"policy": "ensemble"})
+
+
+def third_model(world: World, model: Path, **settings: object) -> None:
+    world.content["engines"]["third"] = {**world.engine("aligned"), "model": str(model)}
+    world.content["models"]["demo"] |= {"untuned": "third"} | settings
+
+
+def proxy_tuning_with_another_vocabulary(world: World) -> None:
+    third_model(world, DEMO / "aligned-1k", nudging={"policy": "proxy_tuning"})
+
+
+def third_model_without_weights(world: World) -> None:
+    folder = world.path.parent / "third"
+    shutil.copytree(DEMO / "untuned", folder)
+    (folder / "model.safetensors").unlink()
+    third_model(world, folder, nudging={"policy": "proxy_tuning"})
+
+
+def third_model_without_tokenizer(world: World) -> None:
+    folder = world.path.parent / "third"
+    shutil.copytree(DEMO / "untuned", folder)
+    (folder / "tokenizer.json").unlink()
+    third_model(world, folder, nudging={"policy": "proxy_tuning"})
+
+
 BROKEN: list[tuple[Callable[[World], None], str]] = [
     (no_folder, "engines.base: there is no folder .*/nowhere. A relative path is looked up beside"),
     (no_config, "engines.base: there is no config.json in .*/base. Name the folder of a model"),
@@ -257,6 +297,14 @@ BROKEN: list[tuple[Callable[[World], None], str]] = [
     (argument_of_nobody, "engines.base.args: vLLM has no engine argument 'max_seqs'"),
     (keys_file_missing, "server.api_keys_file"),
     (scripted_without_tokenizer, "engines.base: there is no folder .*/nothing"),
+    (verify_with_two_vocabularies, "models.demo: verify needs two models with one vocabulary, cut "
+     "alike, which 'base' and 'aligned' don't have. Leave it off"),
+    (eager_with_two_vocabularies, "models.demo: eager needs two models with one.* Leave it off"),
+    (ensemble_of_two_vocabularies, "models.demo: nudging.policy: the policy 'ensemble' mixes .* "
+     "and these models have different ones. Ask for the policy 'nudging'"),
+    (proxy_tuning_with_another_vocabulary, "nudging.policy: the policy 'proxy_tuning' mixes"),
+    (third_model_without_weights, "engines.third: there are no weights in"),
+    (third_model_without_tokenizer, "engines.third: .*tokenizer.*A tokenizer.json is needed"),
 ]  # fmt: skip
 
 
@@ -274,18 +322,26 @@ def test_what_keeps_a_server_from_starting_is_one_error(
     assert not report.ok
 
 
-def other_vocabulary(world: World) -> None:
-    world.engine("aligned")["model"] = str(DEMO / "aligned-1k")
-
-
 def test_two_vocabularies_are_told_with_what_that_means(world: World):
-    other_vocabulary(world)
+    two_vocabularies(world)
     report = world.report()
     assert report.ok
     assert any(
         "two vocabularies (2048 and 1024 tokens): handed over as text; logit_bias" in line
         for line in told(report, "ok")
     )
+
+
+def verify_auto_with_two_vocabularies(world: World) -> None:
+    two_vocabularies(world, verify="auto")
+
+
+def verify_and_eager(world: World) -> None:
+    world.content["models"]["demo"] |= {"verify": "on", "eager": True}
+
+
+def third_vocabulary(world: World) -> None:
+    third_model(world, DEMO / "aligned-1k", nudging={"policy": "ensemble"})
 
 
 def scripted(world: World) -> None:
@@ -339,6 +395,10 @@ def yarn(world: World) -> None:
 @pytest.mark.parametrize(
     ("strange", "message"),
     [
+        (verify_auto_with_two_vocabularies, "models.demo: verify: auto has no effect.* Leave"),
+        (verify_and_eager, "models.demo: eager has no effect where verify is on. Choose one"),
+        (third_vocabulary, r"models.demo: base, aligned and untuned \(third\) don't have one "
+         "vocabulary: requests for the policy 'proxy_tuning' get a 400. Name the model that"),
         (scripted, "engines: base, aligned: scripted, they play a text without a model"),
         (same_engine, "models.demo: base and aligned are the same engine"),
         (swapped, r"models.demo: the aligned model is larger .*3.7 M and 0.3 M.*swapped"),
@@ -361,6 +421,37 @@ def test_what_is_strange_is_one_warning(
     warnings = told(report, "warning")
     assert report.ok, told(report, "error")
     assert len([line for line in warnings if re.search(message, line)]) == 1, warnings
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"verify": "on"}, {"verify": "auto", "eager": True}, {"eager": True},
+                 {"nudging": {"policy": "ensemble"}}, {"nudging": {"policy": "proxy_tuning"}}],
+)  # fmt: skip
+def test_what_needs_one_vocabulary_is_no_problem_with_one(
+    world: World, settings: dict[str, object]
+):
+    third_model(world, DEMO / "untuned", **settings)
+    report = world.report()
+    assert told(report, "error") + told(report, "warning") == []
+
+
+def test_two_vocabularies_that_nothing_needs_to_be_one_are_no_problem(world: World):
+    two_vocabularies(world, verify=False, eager=False)
+    report = world.report()
+    assert told(report, "error") + told(report, "warning") == []
+
+
+def test_a_third_model_counts_in_the_memory_plan(world: World):
+    third_model(world, DEMO / "untuned")
+    world.engine("third")["kv_cache_memory_bytes"] = "32MiB"
+    (device,) = world.report(chats=4).devices
+    rows = {row.tenant.name: row for row in device.rows()}
+    assert list(rows) == ["base", "aligned", "third"]
+    assert rows["third"].cache == 32 * 2**20
+    assert rows["third"].tenant.token == rows["aligned"].tenant.token
+    world.engine("third")["kv_cache_memory_bytes"] = "40GiB"
+    (error,) = told(world.report(), "error")
+    assert "the CPU: its engines ask for" in error
 
 
 def test_a_longer_context_is_allowed_where_vllm_is_told_to(

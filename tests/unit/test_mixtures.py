@@ -30,9 +30,9 @@ from server.core import (
 from server.engines.base import EngineInfo, Token
 from server.engines.scripted import ScriptedEngine
 from server.mixtures import Mixed, ensemble, log_probs, proxy_tuned
-from server.orchestrator import stream
 from server.registry import Registry
 from server.text import Tokenizer
+from server.writing import stream
 from tests.conftest import DEMO
 
 GREEDY = AnswerRequest(SamplingParams(temperature=0))

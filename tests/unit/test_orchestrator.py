@@ -24,8 +24,9 @@ from server.core import (
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
 from server.grammar import json_grammar
-from server.orchestrator import Nudged, stream
+from server.orchestrator import Nudged
 from server.text import Tokenizer
+from server.writing import stream
 from tests.conftest import DEMO
 
 GREEDY = AnswerRequest(SamplingParams(temperature=0))

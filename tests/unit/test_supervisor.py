@@ -24,9 +24,9 @@ from server.core import (
     Usage,
 )
 from server.engines.scripted import ScriptedEngine
-from server.orchestrator import stream
 from server.registry import Registry
 from server.supervisor import GaveUp, supervise
+from server.writing import stream
 from tests.conftest import DEMO
 
 SOON = 5.0

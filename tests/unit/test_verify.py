@@ -27,10 +27,11 @@ from server.drafts import can_draft
 from server.eager import FollowedSession, read_along
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
-from server.orchestrator import Nudged, Writer, stream
+from server.orchestrator import Nudged
 from server.registry import Registry
 from server.text import Tokenizer
 from server.verify import CheckedSession, Faster, Measured, verify
+from server.writing import Writer, stream
 from tests.conftest import DEMO
 
 GREEDY = SamplingParams(temperature=0)
@@ -289,9 +290,12 @@ async def test_an_answer_that_was_left_is_not_measured():
     found: list[tuple[int, float]] = []
     for whole in (False, True):
         writer = Measured(
-            *pair(5, 0.9), PromptPair(("a",), ("a",)), request, NudgingConfig(gamma=0.5)
+            *pair(5, 0.9),
+            PromptPair(("a",), ("a",)),
+            request,
+            NudgingConfig(gamma=0.5),
+            lambda *took: found.append(took),
         )
-        writer.told = lambda *took: found.append(took)
         async with aclosing(writer.pieces()) as pieces:
             async for _ in pieces:
                 if not whole:

@@ -20,9 +20,10 @@ from server.api.stored import StoredPiece, Token
 from server.core import AnswerRequest, Finished, NudgingConfig, Piece, PromptPair, SamplingParams
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine
-from server.orchestrator import Nudged, stream
+from server.orchestrator import Nudged
 from server.text import Tokenizer
 from server.whatif import Comparison, compare
+from server.writing import stream
 from tests.conftest import DEMO, ROOT
 
 CASES = json.loads((ROOT / "tests" / "whatif.json").read_text("utf-8"))
