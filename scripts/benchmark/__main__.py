@@ -103,7 +103,7 @@ async def replayed(
     """The authors' published schedules."""
     rows = []
     for streams in args.streams:
-        plans = replay.schedules(max(args.answers, 2 * streams), 160)
+        plans = replay.schedules(max(args.answers, 2 * streams), 96)
         asked = list(zip(prompts(len(plans)), plans, strict=True))
         runs: dict[System, list[Run]] = {system: [] for system in REPLAYED}
         for _ in range(args.repeats):

@@ -62,7 +62,7 @@ def random(folder: Path, width: int, layers: int, ratio: int, **engine: Any) -> 
     sizes = [_make(base, width, layers, 0), _make(aligned, narrow, small, 1)]
     shown = " and ".join(f"{size / 1e6:.1f} M" for size in sizes)
     about = f"random weights, {shown} parameters without embeddings"
-    return Pair("random", about, _settings(base, aligned, engine), 64, True)
+    return Pair("random", about, _settings(base, aligned, engine), 48, True)
 
 
 def deepened(folder: Path, layers: int, **engine: Any) -> Pair:

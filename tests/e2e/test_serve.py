@@ -162,3 +162,14 @@ def test_the_scripts_are_executable_and_quick_when_the_environment_is_made():
     )
     assert done.stdout == done.stderr == ""
     assert time.monotonic() - before < 5
+
+
+def test_a_streams_packets_do_not_wait_for_one_another():
+    """Without it each first token comes 40 ms late: the client puts off its acknowledgements."""
+    from server.cli.serve import _listen
+
+    with _listen("127.0.0.1", 0) as listening, socket.socket() as client:
+        client.connect(listening.getsockname())
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
