@@ -36,7 +36,12 @@ RESUMABLE = System("C: one resumable request", resumable=True)
 EAGER = System("C, eager", resumable=True, eager=True)
 VERIFIED = System("D: checked drafts", resumable=True, verify=8)
 AHEAD = [with_lookahead(each, 16) for each in (REQUESTS, RESUMABLE, EAGER, VERIFIED)]
-SYSTEMS = [BASE, ALIGNED, AUTHORS, REQUESTS, RESUMABLE, EAGER, VERIFIED, *AHEAD]
+SYSTEMS = {
+    # Random weights never agree, so that a draft is of no use to them.
+    "random": [BASE, ALIGNED, AUTHORS, REQUESTS, RESUMABLE, EAGER, *AHEAD[:3]],
+    "deepened": [BASE, ALIGNED, AUTHORS, RESUMABLE, VERIFIED, AHEAD[1], AHEAD[3]],
+    "demo": [BASE, ALIGNED, AUTHORS, REQUESTS, RESUMABLE, EAGER, VERIFIED, *AHEAD],
+}
 REPLAYED = [BASE, AUTHORS, REQUESTS, RESUMABLE]
 
 out = Console(highlight=False)
@@ -46,21 +51,22 @@ async def compare(
     registry: Registry, pair: pairs.Pair, args: argparse.Namespace, shares: list[float]
 ) -> list[report.Row]:
     rows: list[report.Row] = []
+    systems = SYSTEMS[pair.name]
     for share in shares:
         gamma, got, length = await gamma_for(registry, pair, share)
         out.print(
             f"{pair.name}: γ = {gamma:.4g} nudges {got:.0%} of the tokens, {length} an answer"
         )
-        total = len(args.streams) * args.repeats * len(SYSTEMS)
+        total = len(args.streams) * args.repeats * len(systems)
         columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeRemainingColumn(), console=out) as bar:
             task = bar.add_task("", total=total)
             for streams in args.streams:
-                runs: dict[System, list[Run]] = {system: [] for system in SYSTEMS}
-                asked = prompts(max(args.answers, 2 * streams))
+                runs: dict[System, list[Run]] = {system: [] for system in systems}
+                asked = prompts(max(args.answers, streams))
                 # In turn, so that whatever slows the machine for a while slows all of them.
                 for _ in range(args.repeats):
-                    for system in SYSTEMS:
+                    for system in systems:
                         bar.update(task, description=f"{streams} at once, {system.name}")
                         # One model alone knows no end: as long as the nudged answers are.
                         most = length if system.role else pair.max_tokens
@@ -103,7 +109,7 @@ async def replayed(
     """The authors' published schedules."""
     rows = []
     for streams in args.streams:
-        plans = replay.schedules(max(args.answers, 2 * streams), 96)
+        plans = replay.schedules(max(args.answers, streams), 96)
         asked = list(zip(prompts(len(plans)), plans, strict=True))
         runs: dict[System, list[Run]] = {system: [] for system in REPLAYED}
         for _ in range(args.repeats):
@@ -178,7 +184,7 @@ def main() -> None:
     add("--pairs", nargs="*", default=names[:2], choices=names)
     add("--shares", nargs="+", type=float, default=[0.1, 0.3], help="of nudged tokens")
     add("--streams", nargs="+", type=int, default=[1, 16], help="answers at once")
-    add("--answers", type=int, default=4, help="in a run, at least two for each stream")
+    add("--answers", type=int, default=4, help="in a run, at least one for each stream")
     add("--repeats", type=int, default=2, help="of every run; medians are shown")
     add("--width", type=int, default=768, help="hidden size of the random base model")
     add("--layers", type=int, default=8, help="layers of the random base model")

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+T = TypeVar("T")
+
+AT_ONCE = 64
+"""Events that are sent in one piece at most."""
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -29,8 +34,39 @@ def event(value: Any) -> bytes:
     return b"data: " + text.encode() + b"\n\n"
 
 
+class _Unhurried(Generic[T]):
+    """Awaits some work; where that has to wait for something, ``before`` is awaited first."""
+
+    def __init__(self, work: Awaitable[T], before: Callable[[], Awaitable[None]]) -> None:
+        self._work = work
+        self._before = before
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        steps = self._work.__await__()
+        sent: Any = None
+        raised: BaseException | None = None
+        try:
+            waiting = next(steps)
+            try:
+                yield from self._before().__await__()
+                sent = yield waiting
+            except BaseException as error:  # the work's to deal with: it may have to clean up
+                raised = error
+            while True:
+                waiting = steps.send(sent) if raised is None else steps.throw(raised)
+                raised = None
+                try:
+                    sent = yield waiting
+                except BaseException as error:
+                    raised = error
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
 class EventStream(Response):
-    """Sends events as they come. When the client leaves, the generator is closed at once.
+    """Sends events as they come, those that come at once in one piece. When the client leaves,
+    the generator is closed at once.
 
     One task writes, however many events there are; a second one watches for the client's
     leaving, a third one for silence. A slow reader stops the writer (uvicorn's ``send`` waits),
@@ -72,10 +108,27 @@ class EventStream(Response):
 
     async def _write(self, send: Send) -> None:
         clock = asyncio.get_running_loop().time
-        async with aclosing(self._events) as events:
-            async for data in events:
+        ready: list[bytes] = []
+
+        async def flush() -> None:
+            if ready:
+                data = b"".join(ready)
+                ready.clear()
                 self._last_sent = clock()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        async with aclosing(self._events) as events:
+            while True:
+                try:
+                    ready.append(await _Unhurried(anext(events), flush))
+                except StopAsyncIteration:
+                    break
+                except Exception:
+                    await flush()
+                    raise
+                if len(ready) >= AT_ONCE:
+                    await flush()
+        await flush()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _keep_alive(self, send: Send) -> None:
