@@ -86,8 +86,8 @@ async def replay(
                     await _turns(*sides, spans)
                 usages.append(
                     Usage(
-                        base_tokens=words[1],
-                        aligned_tokens=words[0],
+                        base_tokens=sum(words) if system.role else words[1],
+                        aligned_tokens=0 if system.role else words[0],
                         base_steps=sides[0].steps,
                         aligned_steps=sides[1].steps,
                         base_prefilled=sides[0].prefilled,

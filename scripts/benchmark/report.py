@@ -90,7 +90,7 @@ def _markdown(
             group = [row for row in mine if (row.share, row.streams) == (share, streams)]
             lines += [
                 "",
-                f"About {share:.0%} nudged (γ = {group[0].gamma:.4g}), {streams} at once:",
+                f"About {share:.0%} nudged{_by(group[0].gamma)}, {streams} at once:",
                 "",
                 "| system | ratio | tok/s | nudged | TTFT ms | ITL p50 / p99 ms | base steps "
                 "| aligned steps | prefilled | discarded | CPU |",
@@ -123,6 +123,11 @@ def _markdown(
     if found_on.get("http"):
         lines += _http(found_on)
     return "\n".join(lines) + "\n"
+
+
+def _by(gamma: float) -> str:
+    """Nothing where a schedule decided."""
+    return f" (γ = {gamma:.4g})" if gamma else ""
 
 
 def _flag(name: str, value: Any) -> str:
@@ -169,32 +174,46 @@ def _http(found_on: Mapping[str, Any]) -> list[str]:
 
 
 def _plot(rows: Sequence[Row], path: Path) -> None:
-    """Ratios as bars: a panel for each pair and share, a group for each number of streams."""
+    """Ratios as bars: a panel for each pair and share, a group for each number of streams. The
+    aligned model alone is another scale."""
     mpl.rcParams["svg.hashsalt"] = "nudge"  # the same figures give the same file
-    panels = list(dict.fromkeys((row.pair, row.share) for row in rows))
-    systems = [name for name in dict.fromkeys(row.system for row in rows) if name != "base alone"]
-    colours = dict(zip(systems, plt.get_cmap("tab10").colors, strict=False))
+    shown = [row for row in rows if row.system not in ("base alone", "aligned alone")]
+    panels = list(dict.fromkeys((row.pair, round(row.share, 1)) for row in shown))
+    if not panels:
+        return
+    systems = list(dict.fromkeys(row.system for row in shown))
+    colours = dict(zip(systems, plt.get_cmap("tab20").colors[::2], strict=False))
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 4), sharey=True, squeeze=False
+        lines, columns, figsize=(5.4 * columns, 3.2 * lines + 1), squeeze=False, sharey=True
     )
-    for axis, (pair, share) in zip(axes[0], panels, strict=True):
-        mine = [row for row in rows if (row.pair, row.share) == (pair, share)]
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (pair, share) in zip(axes.flat, panels, strict=False):
+        mine = [row for row in shown if (row.pair, round(row.share, 1)) == (pair, share)]
         counts = list(dict.fromkeys(row.streams for row in mine))
-        for number, system in enumerate(systems):
+        own = [system for system in systems if any(row.system == system for row in mine)]
+        width = 0.8 / len(own)
+        for number, system in enumerate(own):
             group = [row for row in mine if row.system == system]
-            width = 0.8 / len(systems)
             places = [
-                place + (number - len(systems) / 2 + 0.5) * width for place in range(len(group))
+                counts.index(row.streams) + (number - len(own) / 2 + 0.5) * width for row in group
             ]
-            axis.bar(
-                places, [row.ratio for row in group], width, color=colours[system], label=system
-            )
+            ratios = [row.ratio for row in group]
+            axis.bar(places, ratios, width, color=colours[system], label=system)
         axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
         axis.set_xticks(range(len(counts)), [f"{count} at once" for count in counts])
-        axis.set_title(f"{pair}, about {share:.0%} nudged")
-    axes[0][0].set_ylabel("tokens a second / base alone")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
-    figure.tight_layout(rect=(0, 0.16, 1, 1))
+        axis.set_title(f"{pair}, about {share:.0%} nudged", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    for row in axes:
+        row[0].set_ylabel("tokens a second / base alone", fontsize=9)
+    handles = {
+        label: handle
+        for axis in figure.axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.11, 1, 1))
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
