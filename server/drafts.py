@@ -33,6 +33,19 @@ def can_draft(request: AnswerRequest, base: Engine, aligned: Engine) -> bool:
     return plain and share_ids(base.info.tokenizer, aligned.info.tokenizer)
 
 
+def turn_ahead(
+    request: AnswerRequest, max_tokens: int, word: tuple[int, ...] | None = None
+) -> TurnParams:
+    """A turn of the aligned model that may serve for any that it will be asked for."""
+    return TurnParams(
+        request.sampling,
+        max_tokens=max_tokens,
+        word=word,
+        top=max(request.top_logprobs or 1, 2),  # a word's turn wants two
+        stop_token_ids=request.stop_token_ids,
+    )
+
+
 class SessionBefore:
     """A session that stands before another one: its turns are its own, and the other one does what
     isn't done here."""
@@ -114,10 +127,7 @@ class DraftedSession(SessionBefore):
     async def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
         served: list[Token] = []
         self._served = served
-        word = None if params.word is None else Word(self._info.tokenizer)
-        if word is not None:
-            for number in params.word or ():
-                word.push(number)
+        word = params.word_with(self._info.tokenizer)
         while self.ahead and len(served) < params.max_tokens:
             token = self.ahead[0]
             part = Part.INSIDE if word is None else word.push(token.id)
@@ -159,15 +169,17 @@ class DraftedSession(SessionBefore):
             self.ahead.extendleft(reversed(back))
         for count, number in enumerate(ids):
             if not self.ahead or self.ahead[0].id != number:
-                await self._session.extend(ids[count:], drop=len(self.ahead))
-                self.ahead.clear()
-                self._next = None
+                await self._turn_to(ids[count:])
                 break
             self.ahead.popleft()
 
+    async def _turn_to(self, ids: TokenIds) -> None:
+        """The text goes another way than what is ahead."""
+        await self._session.extend(ids, drop=len(self.ahead))
+        self.ahead.clear()
+        self._next = None
+
     async def check(self, draft: TokenIds, top: int) -> list[Token]:
         if self.ahead:
-            await self._session.extend([], drop=len(self.ahead))
-            self.ahead.clear()
-            self._next = None
+            await self._turn_to([])
         return await self._session.check(draft, top)

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from server.core import TokenIds
-from server.drafts import DraftedSession, SessionBefore
+from server.drafts import DraftedSession, SessionBefore, turn_ahead
 from server.engines.base import Session, Token, TurnEnd, TurnParams
 from server.nudging import WORD_TOKENS
 from server.orchestrator import Nudged
@@ -108,15 +108,8 @@ def read_along(nudged: Nudged) -> None:
     writes. `server.drafts.can_draft` must hold."""
     aligned, request = nudged.aligned, nudged.request
     drafted = DraftedSession(aligned.session, aligned.info)
-    params = TurnParams(
-        request.sampling,
-        max_tokens=WORD_TOKENS,
-        word=(),
-        top=max(request.top_logprobs or 1, 2),
-        stop_token_ids=request.stop_token_ids,
-    )
     aligned.session = drafted
     # A base turn that begins while the aligned model still looks ahead is followed later.
     at_once = not nudged.policy.end_lookahead
-    reader = Reader(aligned, drafted, params)
+    reader = Reader(aligned, drafted, turn_ahead(request, WORD_TOKENS, word=()))
     nudged.base.session = FollowedSession(nudged.base.session, reader, at_once=at_once)

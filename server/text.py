@@ -309,13 +309,17 @@ class Word:
     character; leading whitespace belongs to it. In scripts without spaces it is one token's
     worth of whole characters. A token is never cut: one that holds the ending whitespace
     itself (".\\n\\n") is the word's last (docs/adr/0003).
+
+    begun: the tokens of it that are there already.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, begun: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._decoder = tokenizer.decoder()
         self._line = ""  # text since the decoder was last between characters
         self.open = False  # a whole non-whitespace character has been seen
+        for token in begun:
+            self.push(token)
 
     @property
     def inside_character(self) -> bool:

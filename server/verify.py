@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from server.core import AnswerRequest, NudgingConfig, Piece, PromptPair, TokenIds
-from server.drafts import DraftedSession, SessionBefore
+from server.drafts import DraftedSession, SessionBefore, turn_ahead
 from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
 from server.orchestrator import Nudged
 
@@ -87,16 +87,12 @@ def verify(nudged: Nudged, tokens: int) -> None:
     one pass. `server.drafts.can_draft` must hold."""
     base, aligned, request = nudged.base, nudged.aligned, nudged.request
     drafted = DraftedSession(aligned.session, aligned.info)
-    top = max(request.top_logprobs or 1, 2)
 
     async def draft(most: int) -> TokenIds:
         if not aligned.verbatim:
             return []  # what it would write now is for another place
         await aligned.catch_up()
-        params = TurnParams(
-            request.sampling, max_tokens=most, top=top, stop_token_ids=request.stop_token_ids
-        )
-        await drafted.draft(params)
+        await drafted.draft(turn_ahead(request, most))
         return [token.id for token in drafted.ahead][:most]
 
     aligned.session = drafted

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from server.core import Grammar, SamplingParams, TokenIds
-from server.text import Tokenizer
+from server.text import Tokenizer, Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,10 @@ class TurnParams:
         """Whether what can be drawn is another distribution than the model's own."""
         sampling = self.sampling
         return bool(sampling.penalized or sampling.logit_bias or self.not_before or self.grammar)
+
+    def word_with(self, tokenizer: Tokenizer) -> Word | None:
+        """The word that the turn is to stop after, as far as it is in the context."""
+        return None if self.word is None else Word(tokenizer, self.word)
 
     @property
     def by_argmax(self) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
 from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
 from server.grammar import Follower, Vocabulary
-from server.text import Part, Tokenizer, Word
+from server.text import Part, Tokenizer
 
 Distribution = Callable[[Sequence[int], Sequence[int]], Sequence[tuple[int, float]]]
 """(prompt ids, ids after it) → the next token's candidates as (id, probability), best first."""
@@ -150,10 +150,7 @@ class ScriptedSession:
         draws = random.Random(f"{params.sampling.seed}/{params.turn}")
         if params.sampling.seed is None:
             draws = random.Random()
-        word = None if params.word is None else Word(info.tokenizer)
-        for token in params.word or ():
-            assert word is not None
-            word.push(token)
+        word = params.word_with(info.tokenizer)
         engine.running += 1
         self._running = True
         try:

@@ -81,10 +81,8 @@ class _OneWord:
         self.greedy: bool = args["nudge_greedy"]
         self._output = output  # the request's own list, which grows
         self._seen = 0
-        self._word = Word(tokenizer)
+        self._word = Word(tokenizer, args["nudge_word"])
         self.complete = False
-        for token in args["nudge_word"]:
-            self._word.push(token)
 
     def catch_up(self) -> None:
         while not self.complete and self._seen < len(self._output):

@@ -59,6 +59,17 @@ class Core:
     def next_request_id(self) -> str:
         return f"{self.info.name}-{next(self._request_numbers)}"
 
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While a session has something in the engine, whose death is `EngineUnavailable`."""
+        self.running += 1
+        try:
+            yield
+        except EngineDeadError as error:
+            raise EngineUnavailable(f"engine {self.info.name!r} died") from error
+        finally:
+            self.running -= 1
+
     async def in_time(self, coming: Awaitable[T]) -> T:
         """Wait for the engine's next token. Raises `EngineUnavailable` when that is too long."""
         try:
@@ -82,6 +93,7 @@ class VllmSession:
         self._kept: ResumableRequest | None = None
         self._kept_until = 0  # ids when its last turn ended
         self._in_kept = False  # whether the turn that runs, or ran last, is in it
+        self._ended = True  # whether the engine is through with that turn
         self._share: Share | None = Share()  # None: no more, for this answer
         self.steps = 0
         self.prefilled = 0
@@ -96,17 +108,15 @@ class VllmSession:
 
     async def _generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
         info = self._core.info
-        word = _word(params, info)
-        self._core.running += 1
-        ended = False
-        try:
+        word = params.word_with(info.tokenizer)
+        async with self._turn_runs():
             while True:
                 room = info.context_length - len(self._ids)
                 if room <= 0:
-                    ended = True
+                    self._ended = True
                     yield TurnEnd("length")
                     return
-                ended, taken = False, 0
+                self._ended, taken = False, 0
                 most = min(params.max_tokens, room)
                 async with contextlib.aclosing(self._outputs(params, most)) as outputs:
                     async for output in outputs:
@@ -115,7 +125,7 @@ class VllmSession:
                         positions = _positions(completion.logprobs)
                         tokens = list(zip(completion.token_ids, positions, strict=True))
                         self.steps += len(tokens)
-                        ended = reason is not None
+                        self._ended = reason is not None
                         last = tokens.pop() if reason == "stop" else None
                         for number, logprobs in tokens:
                             token = _token(number, logprobs, params.top)
@@ -134,7 +144,7 @@ class VllmSession:
                             yield token
                             if part is Part.LAST:
                                 # The engine sees it too, one step later: it may finish that.
-                                ended = self._in_kept
+                                self._ended = self._in_kept
                                 yield TurnEnd("word")
                                 return
                         if last is not None:
@@ -143,17 +153,22 @@ class VllmSession:
                         if reason is not None and taken >= params.max_tokens:
                             yield TurnEnd("length")
                             return
-                if not ended:
+                if not self._ended:
                     raise EngineUnavailable(f"engine {info.name!r} broke a turn off")
                 params = _rest(params, taken)  # it went as far as its request could grow
-        except EngineDeadError as error:
-            raise EngineUnavailable(f"engine {info.name!r} died") from error
-        finally:
-            self._core.running -= 1
-            self._kept_until = len(self._ids)
-            if not ended:
-                self.steps += 1  # the step that was under way when the request was aborted
-                await self._forget()
+
+    @contextlib.asynccontextmanager
+    async def _turn_runs(self) -> AsyncGenerator[None]:
+        """Around a turn. Where it was left before its end, what is under way is aborted."""
+        self._ended = False
+        with self._core.at_work():
+            try:
+                yield
+            finally:
+                self._kept_until = len(self._ids)
+                if not self._ended:
+                    self.steps += 1  # the step that was under way when the request was aborted
+                    await self._forget()
 
     async def _outputs(self, params: TurnParams, most: int) -> AsyncGenerator[vllm.RequestOutput]:
         """Up to ``most`` tokens of a turn: the last output has a ``finish_reason``."""
@@ -186,8 +201,7 @@ class VllmSession:
         core, length = self._core, len(self._ids)
         await self._forget()
         draft = draft[: core.info.context_length - length - 1]
-        core.running += 1
-        try:
+        with core.at_work():
             while True:
                 output = await self._checked(draft, top)
                 self.steps += 1
@@ -199,10 +213,6 @@ class VllmSession:
                 # its cache, and doesn't compute what was asked. It has whole blocks only.
                 size = core.capacity.block_size
                 draft = draft[: max(0, -(-length // size) * size - length)]
-        except EngineDeadError as error:
-            raise EngineUnavailable(f"engine {core.info.name!r} died") from error
-        finally:
-            core.running -= 1
         # One entry for each id of prompt and draft: what the model says of it.
         said = [] if output.prompt_logprobs is None else output.prompt_logprobs[length:]
         positions = _positions([*said, *output.outputs[0].logprobs])
@@ -298,15 +308,6 @@ class VllmSession:
                 await self._turn.aclose()
         finally:
             await self._forget()
-
-
-def _word(params: TurnParams, info: EngineInfo) -> Word | None:
-    if params.word is None:
-        return None
-    word = Word(info.tokenizer)
-    for number in params.word:
-        word.push(number)
-    return word
 
 
 def _turn_end(last: Token, params: TurnParams, info: EngineInfo, word: Word | None) -> TurnEnd:
