@@ -46,6 +46,17 @@ async def bursts(*sizes: int) -> AsyncGenerator[bytes]:
         await asyncio.sleep(0.002)
 
 
+async def endless(cleaned: list[str]) -> AsyncGenerator[bytes]:
+    """Its cleaning up takes a while."""
+    try:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.003)
+    finally:
+        await asyncio.sleep(0.001)
+        cleaned.append("up")
+
+
 @pytest.mark.parametrize("pace_s", [0.0, 0.005])
 async def test_events_that_come_at_once_go_out_in_one_piece(pace_s: float):
     assert await streamed(bursts(3, 1, 2), Client(pace_s=pace_s)) == [
@@ -80,30 +91,12 @@ async def test_what_came_before_a_failure_is_sent_and_the_failure_is_told(pace_s
 async def test_whoever_leaves_closes_the_generator_which_may_clean_up(after: int, pace_s: float):
     cleaned: list[str] = []
 
-    async def endless() -> AsyncGenerator[bytes]:
-        try:
-            while True:
-                yield b"x"
-                await asyncio.sleep(0.003)
-        finally:
-            await asyncio.sleep(0.001)
-            cleaned.append("up")
-
-    await streamed(endless(), Client(leaves_after=after, pace_s=pace_s))
+    await streamed(endless(cleaned), Client(leaves_after=after, pace_s=pace_s))
     assert cleaned == ["up"]
 
 
 async def test_a_reader_that_fails_closes_the_generator():
     cleaned: list[str] = []
-
-    async def endless() -> AsyncGenerator[bytes]:
-        try:
-            while True:
-                yield b"x"
-                await asyncio.sleep(0.001)
-        finally:
-            await asyncio.sleep(0.001)
-            cleaned.append("up")
 
     class Broken(Client):
         async def send(self, message) -> None:
@@ -112,5 +105,5 @@ async def test_a_reader_that_fails_closes_the_generator():
                 raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        await streamed(endless(), Broken())
+        await streamed(endless(cleaned), Broken())
     assert cleaned == ["up"]
