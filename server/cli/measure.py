@@ -19,7 +19,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from server import config
-from server.cli.terminal import err, out, say_error
+from server.cli.terminal import err, out, progress, say_error
 from server.core import NudgeError
 from server.evaluation.data import Data, EvaluationError
 from server.evaluation.report import About
@@ -112,14 +112,7 @@ async def _run(
     work: Work,
 ) -> None:
     registry = Registry(_only(settings, setup.model))
-
-    def progress(engine: str, state: str, seconds: float) -> None:
-        if state == "ready":
-            out.print(f"  [green]ready[/green]   {engine}  [dim]{seconds:.1f} s[/dim]")
-        else:
-            out.print(f"  {state} {engine}  [dim]{settings.engines[engine].model}[/dim]")
-
-    await registry.start(progress)
+    await registry.start(progress(settings))
     try:
         check_prompts(registry, setup, data)
         columns = (

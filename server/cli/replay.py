@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from server import config
-from server.cli.terminal import err, load, out, say_error
+from server.cli.terminal import err, load, out, progress, say_error
 from server.core import NudgeError
 from server.whatif import Comparison, Flip
 
@@ -132,16 +132,13 @@ async def _application(settings: config.Settings) -> AsyncIterator[httpx.ASGITra
     from server.api.app import create_app
     from server.registry import Registry
 
-    def progress(engine: str, state: str, seconds: float) -> None:
-        err.print(f"  {state} {engine}  {settings.engines[engine].model}", markup=False)
-
     async def nothing() -> None:
         """The engines are started here: a transport has no beginning and end of its own."""
 
     # Its keys and limits are for others.
     registry = Registry(settings.model_copy(update={"server": config.ServerSettings()}))
     app = create_app(registry, start=nothing)
-    await registry.start(progress)
+    await registry.start(progress(settings, err))
     try:
         yield httpx.ASGITransport(app)
     finally:

@@ -21,7 +21,7 @@ import uvicorn
 import uvloop
 
 from server import __version__, config, doctor, logs
-from server.cli.terminal import ConfigOption, load, out, say_error, say_warning
+from server.cli.terminal import ConfigOption, load, out, progress, say_error, say_warning
 from server.core import NudgeError
 from server.doctor import machine
 from server.doctor import settings as checks
@@ -81,22 +81,14 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
     server: _Server
     began = time.monotonic()
 
-    def progress(engine: str, state: str, seconds: float) -> None:
-        model = settings.engines[engine].model
-        match state:
-            case "loading":
-                out.print(f"  loading {engine}  [dim]{model}[/dim]")
-            case "ready":
-                out.print(f"  [green]ready[/green]   {engine}  [dim]{seconds:.1f} s[/dim]")
-            case _:
-                out.print(f"  [red]failed[/red]  {engine}  [dim]{seconds:.1f} s[/dim]")
+    said = progress(settings)
 
     async def start() -> None:
         out.print(f"[bold]nudge {__version__}[/bold]  {config_file}")
         try:
-            await registry.start(progress)
+            await registry.start(said)
             _say_ready(settings, listening.getsockname()[1], time.monotonic() - began)
-            await supervise(registry, progress)
+            await supervise(registry, said)
         except Exception as error:
             if isinstance(error, NudgeError):
                 say_error(str(error))

@@ -5,6 +5,7 @@ Knows: how a person is told something. Does not know: any command.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,22 @@ def load(path: Path, **flags: object) -> config.Settings:
     except ConfigError as problem:
         say_error(str(problem))
         raise typer.Exit(2) from None
+
+
+def progress(settings: config.Settings, to: Console = out) -> Callable[[str, str, float], None]:
+    """Says how engines start; see `server.registry.Progress`."""
+
+    def say(engine: str, state: str, seconds: float) -> None:
+        match state:
+            case "loading":
+                model = escape(settings.engines[engine].model)
+                to.print(f"  loading {engine}  [dim]{model}[/dim]")
+            case "ready":
+                to.print(f"  [green]ready[/green]   {engine}  [dim]{seconds:.1f} s[/dim]")
+            case _:
+                to.print(f"  [red]failed[/red]  {engine}  [dim]{seconds:.1f} s[/dim]")
+
+    return say
 
 
 def say_error(message: str) -> None:
