@@ -26,7 +26,7 @@ from server.core import (
     Usage,
 )
 from server.engines.base import Engine, TurnEnd, TurnParams
-from server.reference import CHUNK, Ask, Completion, NoRoom, reference
+from server.reference import CHUNK, ROUNDS, Ask, Completion, NoRoom, reference
 from server.side import Side, check_fits
 
 
@@ -146,7 +146,7 @@ class Referenced:
     async def pieces(self) -> AsyncGenerator[Piece]:
         count = self.engines["aligned"].info.tokenizer.count
         max_tokens = self.request.max_tokens or UNLIMITED
-        steps = reference(self.config.gamma, max_tokens, self.config.max_rounds, count)
+        steps = reference(self.config.gamma, max_tokens, self.config.max_rounds or ROUNDS, count)
         try:
             ask = next(steps)
             while True:

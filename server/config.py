@@ -120,7 +120,7 @@ class NudgingSettings(_Frozen):
     policy: Policy = "nudging"
     start: Literal["base", "aligned"] = "aligned"
     end_lookahead: int = Field(0, ge=0, le=1024)
-    max_rounds: int = Field(150, ge=1)
+    max_rounds: int | None = Field(None, ge=1)
 
     def config(self) -> NudgingConfig:
         return NudgingConfig(**self.model_dump())
@@ -130,7 +130,7 @@ class SamplingSettings(_Frozen):
     """What a request that doesn't say gets. Unset: OpenAI's defaults (temperature 1, top_p 1)."""
 
     temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, ge=0, le=1)
     top_k: int = Field(0, ge=0)
     min_p: float = Field(0.0, ge=0, le=1)
 

@@ -56,7 +56,8 @@ class PromptPair:
 class SamplingParams:
     """How tokens are drawn, the same for both models. OpenAI's field names.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0 and ``min_p`` 0 are off. With ``seed`` an answer
+    ``temperature`` 0 is greedy, and so is ``top_p`` 0, which is read as that. ``top_k`` 0 and
+    ``min_p`` 0 are off. With ``seed`` an answer
     is reproducible on the same engines. ``presence_penalty`` and ``frequency_penalty`` count the
     answer so far, whoever wrote it, in the speaker's tokens; ``repetition_penalty`` the prompt
     too. ``logit_bias`` is added to the speaker's logits, as (token id, bias).
@@ -71,6 +72,11 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.top_p == 0:
+            object.__setattr__(self, "temperature", 0.0)
+            object.__setattr__(self, "top_p", 1.0)
 
     @property
     def greedy(self) -> bool:
@@ -96,14 +102,15 @@ class NudgingConfig:
         writes everything.
     start: who writes the first word (the paper's algorithm: base; the authors' code: aligned).
     end_lookahead: tokens the aligned model looks ahead at each nudge for the end of its turn.
-    max_rounds: rounds after which an answer is finished.
+    max_rounds: rounds after which an answer is cut; None: as many as it takes (of the policy
+        ``reference``: the authors' 150).
     """
 
     gamma: float = 0.4
     policy: Policy = "nudging"
     start: Speaker = "aligned"
     end_lookahead: int = 0
-    max_rounds: int = 150
+    max_rounds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +222,9 @@ StopReason = Literal[
 ]
 
 
+_CUT = frozenset({"length", "context", "max_rounds", "round"})
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The last value of every answer's stream. A stream that ends without it is an error.
@@ -234,14 +244,18 @@ class Finished:
 
     @property
     def finish_reason(self) -> FinishReason:
-        return "length" if self.stop_reason in ("length", "context") else "stop"
+        return "length" if self.stop_reason in _CUT else "stop"
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer must match: a grammar of llguidance, made by `server.grammar`."""
+    """What an answer must match: a grammar of llguidance, made by `server.grammars`.
+
+    begun: the beginning of the text that it is to match, which the answer goes on with.
+    """
 
     source: str
+    begun: str = ""
 
 
 UNLIMITED = 2**31

@@ -14,8 +14,8 @@ The rules, all of them:
     first p1 < γ, or at its end of text, its token is discarded and the aligned model speaks.
  3. Only the aligned model ends an answer: a base model has no sense of ending.
  4. A *round* is one nudge (consecutive words of the aligned model) and the base span after it.
-    Guards: the same round text four times running, or more than ``max_rounds`` rounds, ends
-    the answer. An empty round counts, and a word without text ends a nudge.
+    Guards: the same round text four times running, or more than ``max_rounds`` rounds (where
+    that is set), ends the answer. An empty round counts, and a word without text ends a nudge.
  5. A block of 5 to 64 tokens three times running inside one base turn counts as uncertain;
     the second time in one answer, it ends the answer.
 
@@ -144,7 +144,7 @@ class Nudging:
         self._last_round = text
         if self._same_rounds >= SAME_ROUNDS and (self.guarded or not text):
             self._finish("repeated_round")
-        elif self.rounds >= self.max_rounds and self.guarded:
+        elif self.max_rounds and self.rounds >= self.max_rounds and self.guarded:
             self._finish("max_rounds")
 
     def _finish(self, reason: StopReason) -> None:

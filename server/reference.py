@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from server.core import Speaker, StopReason
 
 CHUNK = 16
+ROUNDS = 150
 SAME_WORDS = 3
 SHORT_REPEAT_WORDS = 5
 SHORTEST_TAIL = 30

@@ -31,6 +31,7 @@ from server.core import (
     TokenIds,
 )
 from server.engines.base import Engine, EngineInfo
+from server.grammars.compiler import GrammarCompiler
 from server.pairs import Pair, misfits
 from server.prompts import PromptEnd, Prompts
 from server.writing import Writer
@@ -73,7 +74,8 @@ class Served:
 class Registry:
     """The engines of a configuration and the models served from them.
 
-    engines: by name. A dead one stays until another takes its place.
+    engines: by name. A dead one stays until another takes its place. grammars: of answers that
+    must match a schema.
     restarts: by engine, how often it was started again. degraded_answers: by model, how many were
     left to its aligned model alone.
     """
@@ -83,6 +85,7 @@ class Registry:
         self.settings = settings
         self.created = int(time.time())
         self.engines: dict[str, Engine] = {}
+        self.grammars = GrammarCompiler()
         self.restarts = dict.fromkeys(settings.engines, 0)
         self.degraded_answers = dict.fromkeys(settings.models, 0)
         self._starter = starter or start_engine
@@ -140,6 +143,8 @@ class Registry:
                     model.base_prompt,
                     model.chat_template,
                 )
+            infos = [engine.info for engine in self.engines.values()]
+            await self.grammars.start([(info.tokenizer, info.stop_ids) for info in infos])
         except BaseException:
             await self.aclose()
             raise
@@ -171,7 +176,8 @@ class Registry:
         self._prompts.clear()
         engines = list(self.engines.values())
         self.engines.clear()
-        await asyncio.gather(*(engine.aclose() for engine in engines))
+        closing = [engine.aclose() for engine in engines]
+        await asyncio.gather(self.grammars.aclose(), *closing)
 
     def _expect_ready(self) -> None:
         if not self.ready:

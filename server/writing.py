@@ -7,13 +7,21 @@ policies, engines, OpenAI's schemas.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
 
-from server.core import AnswerRequest, Finished, Piece, Rejected, StopReason, Usage
-from server.grammar import matches
+from server.core import (
+    AnswerRequest,
+    Finished,
+    Grammar,
+    InvalidRequest,
+    Piece,
+    Rejected,
+    StopReason,
+    Usage,
+)
 from server.text import StopStrings
 
 
@@ -37,10 +45,22 @@ class Writer(Protocol):
     def usage(self) -> Usage: ...
 
 
-async def stream(writer: Writer, request: AnswerRequest) -> AsyncGenerator[Piece | Finished]:
+Matches = Callable[[Grammar, str], Awaitable[bool]]
+"""Whether a whole answer is one that its grammar allows."""
+
+
+async def stream(
+    writer: Writer, request: AnswerRequest, matches: Matches | None = None
+) -> AsyncGenerator[Piece | Finished]:
     """An answer as pieces, then one `Finished`. Nothing of a stop string gets out.
 
     A stop string counts from the piece on with which ``min_tokens`` are exceeded.
+
+    Args:
+        matches: asked of a whole answer that has a grammar; None: not compared.
+
+    Raises `InvalidRequest` where an answer ended that its grammar doesn't allow: at a place where
+    nothing could follow, or at a limit of what a grammar may take.
     """
     matcher = StopStrings(request.stop)
     held: deque[Piece] = deque()
@@ -63,16 +83,23 @@ async def stream(writer: Writer, request: AnswerRequest) -> AsyncGenerator[Piece
                 return
     for piece in held:
         yield piece
-    if request.grammar is not None and writer.stop_reason in ("aligned_end", "end_of_text"):
-        whole = "".join(written)
-        if not matches(request.grammar, whole):
-            raise RuntimeError("the answer does not match its grammar")
+    ended = writer.stop_reason in ("aligned_end", "end_of_text")
+    if request.grammar is not None and matches is not None and ended:
+        await _compare(request.grammar, "".join(written), matches)
     text, matched = writer.text, None
     if text is not None:
         free, matched = matcher.push(text)
         text = text[:free] if matched else text
     reason = "stop_string" if matched else writer.stop_reason
     yield Finished(reason, writer.usage(), text, matched, writer.rejected)
+
+
+async def _compare(grammar: Grammar, text: str, matches: Matches) -> None:
+    if not await matches(grammar, text):
+        raise InvalidRequest(
+            "the answer came to a place where the JSON schema can't be followed any further",
+            param="response_format",
+        )
 
 
 def _release(held: deque[Piece], free: int) -> list[Piece]:

@@ -23,7 +23,7 @@ from server.api.protocol import Generation
 from server.api.render import Json, Renderer
 from server.api.watch import Watch, watching
 from server.core import AnswerRequest, Finished, Piece, Usage
-from server.writing import Writer, stream
+from server.writing import Matches, Writer, stream
 
 Result = TypeVar("Result")
 Event = Piece | Finished
@@ -36,12 +36,14 @@ BUFFERED = 64
 class Answers:
     """What one request asks for: for each prompt, its independent answers.
 
+    matches: see `server.writing.stream`.
     echo: for each prompt, the text that goes in front of its answers.
     """
 
     body: Generation
     request: AnswerRequest
     writers: Sequence[Sequence[Writer]]
+    matches: Matches
     echo: Sequence[str] | None = None
 
     @property
@@ -57,7 +59,7 @@ class Answers:
         return Usage.total([[writer.usage() for writer in writers] for writers in self.writers])
 
     def events(self, watch: Watch) -> AsyncGenerator[tuple[int, Event]]:
-        streams = [stream(writer, self.request) for writer in self.all]
+        streams = [stream(writer, self.request, self.matches) for writer in self.all]
         return _one(streams[0], watch) if len(streams) == 1 else merged(streams, watch)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, TypeVar
 
+import numpy as np
 from fastapi import Request
 from pydantic import BaseModel
 
@@ -16,6 +17,9 @@ from server.api import errors
 from server.api.errors import ApiError
 from server.api.limits import check_request
 from server.api.protocol import Generation
+
+MAX_NESTED = 100_000
+"""Lists and objects in one body. Each is an object of Python's, made on the event loop."""
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -34,10 +38,29 @@ async def read(request: Request, model: type[Body]) -> Body:
             body = await request.body()
     except TimeoutError:
         raise errors.timed_out(limit_s) from None
+    if nested(body) > MAX_NESTED:
+        raise errors.too_nested(MAX_NESTED)
     value = model.model_validate_json(body)
     if isinstance(value, Generation):
         check_request(request, value)
     return value
+
+
+def nested(body: bytes) -> int:
+    """How many lists and objects a JSON text has; at most, where that is `MAX_NESTED` or less."""
+    most = body.count(b"[") + body.count(b"{")
+    if most <= MAX_NESTED:
+        return most
+    data = np.frombuffer(body, np.uint8)
+    slashes = np.flatnonzero(data == ord("\\"))
+    # Of a run of backslashes every second one escapes what follows it.
+    first = np.flatnonzero(np.diff(slashes, prepend=-2) > 1)
+    lengths = np.diff(first, append=len(slashes))
+    escaped = np.zeros(len(data) + 1, bool)
+    escaped[slashes[(first + lengths - 1)[lengths % 2 == 1]] + 1] = True
+    quotes = (data == ord('"')) & ~escaped[:-1]
+    outside = np.cumsum(quotes) % 2 == 0
+    return int(np.count_nonzero(outside & ((data == ord("[")) | (data == ord("{")))))
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:

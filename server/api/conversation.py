@@ -7,12 +7,9 @@ Source: OpenAI's API reference for messages; vLLM's server for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     RootModel,
@@ -20,44 +17,23 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from server.api.fields import (
+    MAX_ITEMS,
+    ModelName,
+    Some,
+    Strict,
+    TokenIdList,
+    empty,
+    only,
+    refuse,
+    refused,
+)
 from server.core import Message
 from server.prompts import PromptEnd
 
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-ModelName = Annotated[str, Field(min_length=1)]
-Neutral = Callable[[Any], bool]
-"""Says of a field's value whether it asks for nothing."""
-
-
-class Strict(BaseModel):
-    """A body, or a part of one. Types are strict: "0.5" is no number."""
-
-    # Unknown fields are ignored, as OpenAI-compatible servers do: UIs send their own.
-    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
-
-
-def refused(param: str, message: str) -> PydanticCustomError:
-    """A refusal that names its field, also where pydantic reports a whole model."""
-    return PydanticCustomError("refused", "{message}", {"param": param, "message": message})
-
-
-def empty(value: Any) -> bool:
-    return value in (None, [], {}, "", False)
-
-
-def only(*neutral: Any) -> Neutral:
-    return lambda value: value is None or value in neutral
-
-
-def refuse(data: Any, neutral: Mapping[str, Neutral], why: str = "is not supported") -> Any:
-    """The data of a model, as it is. Raises `refused` for a field that asks for something."""
-    if isinstance(data, dict):
-        for name, asks_nothing in neutral.items():
-            if name in data and not asks_nothing(data[name]):
-                raise refused(name, f"{name!r} {why}")
-    return data
+MAX_TOKENS = 2**18
+"""That are spelled out at once."""
 
 
 class TextPart(Strict):
@@ -66,12 +42,24 @@ class TextPart(Strict):
 
 
 class ChatMessage(Strict):
+    """``content`` may be null in an assistant's message alone: a refusal, or one that called a
+    tool instead of saying something."""
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Some[TextPart] | None = None
+    refusal: str | None = None
     name: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatMessage:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of role {self.role!r} needs 'content'")
+        return self
 
     @property
     def text(self) -> str:
+        if self.content is None:
+            return self.refusal or ""
         if isinstance(self.content, str):
             return self.content
         return "\n".join(part.text for part in self.content)
@@ -89,12 +77,23 @@ class Conversation(Strict):
     tools: no model is told of them; whether that is an error is for the served model to say.
     """
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    chat_template_kwargs: dict[str, Any] | None = None
+    messages: Annotated[Some[ChatMessage], Field(min_length=1)]
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=1024)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Some[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_endless(cls, data: Any) -> Any:
+        """So many parts in all as in one message."""
+        messages = data.get("messages") if isinstance(data, dict) else None
+        if isinstance(messages, list):
+            contents = (each.get("content") for each in messages if isinstance(each, dict))
+            if sum(len(each) for each in contents if isinstance(each, list)) > MAX_ITEMS:
+                raise refused("messages", f"messages: more than {MAX_ITEMS} content parts")
+        return data
 
     @model_validator(mode="before")
     @classmethod
@@ -207,4 +206,4 @@ class DetokenizeRequest(Strict):
     """``POST /detokenize``"""
 
     model: ModelName
-    tokens: list[TokenId]
+    tokens: Annotated[TokenIdList, Field(max_length=MAX_TOKENS)]

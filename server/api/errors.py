@@ -62,6 +62,12 @@ def too_large(limit: int) -> ApiError:
     return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
 
 
+def too_nested(limit: int) -> ApiError:
+    return ApiError(
+        413, f"the body holds more than {limit} lists and objects", code="request_too_large"
+    )
+
+
 def too_many(message: str, code: str) -> ApiError:
     """OpenAI's SDKs raise RateLimitError for it, once they have tried again in vain."""
     return ApiError(

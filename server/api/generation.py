@@ -12,10 +12,11 @@ from typing import TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.api import errors
 from server.api.answers import Answers, respond
 from server.api.body import body_schema, read
 from server.api.errors import ApiError
-from server.api.limits import check_tools, text_sizes
+from server.api.limits import check_tools, work
 from server.api.protocol import ChatRequest, CompletionRequest, Generation, NudgingOptions
 from server.api.render import ChatRenderer, CompletionRenderer
 from server.api.schemas import (
@@ -25,14 +26,14 @@ from server.api.schemas import (
     CompletionChunk,
     responses,
 )
-from server.core import Message, NudgingConfig, TokenIds
+from server.core import Grammar, Message, NudgingConfig, TokenIds
 from server.registry import Registry, Served
 from server.writing import Writer
 
 _FAILURES = (400, 401, 404, 413, 429, 503, 504)
 
 LONG_TEXT = 8192
-"""Bytes of text whose rendering and tokenizing (some milliseconds) other answers shouldn't feel."""
+"""Of `work`, in bytes of text: what takes some milliseconds, which other answers shouldn't feel."""
 
 Result = TypeVar("Result")
 
@@ -52,7 +53,7 @@ def routes(registry: Registry) -> APIRouter:
         check_tools(registry, body, served)
         nudging = _nudging(served, body)
         served = registry.stand_in(served, nudging)
-        answer = body.answer_request(served.sampling)
+        answer = body.answer_request(served.sampling, await _grammar(request, body))
 
         def writers() -> list[Writer]:
             prompt = registry.prompts(
@@ -63,7 +64,8 @@ def routes(registry: Registry) -> APIRouter:
                 for number in range(body.samples)
             ]
 
-        answers = Answers(body, answer, [await _read_text(body, writers)])
+        written = [await _read_text(body, writers)]
+        answers = Answers(body, answer, written, registry.grammars.matches)
         response = await respond(request, answers, ChatRenderer)
         if body.offers_tools:
             response.headers["X-Nudge-Tools"] = "unseen"
@@ -81,7 +83,7 @@ def routes(registry: Registry) -> APIRouter:
         served = registry.resolve(body.model)
         nudging = _nudging(served, body)
         served = registry.stand_in(served, nudging)
-        answer = body.answer_request(served.sampling)
+        answer = body.answer_request(served.sampling, await _grammar(request, body))
         if served.role == "nudged" and body.add_special_tokens is False:
             raise ApiError(
                 400,
@@ -113,15 +115,30 @@ def routes(registry: Registry) -> APIRouter:
 
         writers = await _read_text(body, all_writers)
         echo = [registry.echo(served, prompt) for prompt in body.prompts] if body.echo else None
-        response = await respond(request, Answers(body, answer, writers, echo), CompletionRenderer)
+        answers = Answers(body, answer, writers, registry.grammars.matches, echo)
+        response = await respond(request, answers, CompletionRenderer)
         return _flagged(response, served)
 
     return router
 
 
+async def _grammar(request: Request, body: Generation) -> Grammar | None:
+    """What the answer must match. Raises `InvalidRequest`, `ApiError` (504)."""
+    schema = body.schema_asked
+    if schema is None:
+        return None
+    registry: Registry = request.app.state.registry
+    limit_s = registry.settings.server.request_timeout_s
+    try:
+        async with asyncio.timeout_at(request.state.arrived + limit_s):
+            return await registry.grammars.compile(schema, body.begun)
+    except TimeoutError:
+        raise errors.timed_out(limit_s) from None
+
+
 async def _read_text(body: Generation, read: Callable[[], Result]) -> Result:
     """What ``read`` makes of the body's text; of much text beside the event loop."""
-    if sum(text_sizes(body)) < LONG_TEXT:
+    if work(body) < LONG_TEXT:
         return read()
     return await asyncio.to_thread(read)
 

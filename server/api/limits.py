@@ -21,6 +21,9 @@ from server.registry import Registry, Served
 from server.text import Tokenizer
 from server.writing import Writer
 
+MESSAGE_BYTES = 64
+"""What a message costs beside its text, in bytes of text."""
+
 
 def check_request(request: Request, body: Generation) -> None:
     """Refuse a request that can't be answered before any work is done for it: nothing is
@@ -83,7 +86,7 @@ def _key(request: Request) -> str | None:
 
 
 def _check_texts(registry: Registry, body: Generation) -> None:
-    """Refuse text that is too long by its bytes alone.
+    """Refuse what is too long by its bytes, its messages or its token ids alone.
 
     Tokenizing takes the event loop's time, so text of megabytes would hold up every answer
     only to be found too long. No token is longer than the longest of its vocabulary, so text
@@ -95,6 +98,7 @@ def _check_texts(registry: Registry, body: Generation) -> None:
         served.role, [model.base, model.aligned]
     )
     longest_text = max(text_sizes(body), default=0)
+    given = _least_tokens(body)
     for name in names:
         engine = registry.engines.get(name)
         if engine is None:
@@ -102,11 +106,22 @@ def _check_texts(registry: Registry, body: Generation) -> None:
         tokens = engine.info.context_length
         if (own := registry.settings.server.max_prompt_tokens) is not None:
             tokens = min(tokens, own)
-        if longest_text <= tokens:
+        if max(longest_text, given) <= tokens:
             continue
-        least = longest_text // _longest_token(engine.info.tokenizer)
+        least = max(given, longest_text // _longest_token(engine.info.tokenizer))
         if least > tokens:
             raise _too_long(body, f"more than {least}", tokens)
+
+
+def _least_tokens(body: Generation) -> int:
+    """Of the longest prompt, whatever its text: a template puts at least a token around each
+    message, be it empty."""
+    match body:
+        case ChatRequest():
+            return len(body.messages)
+        case CompletionRequest():
+            return max((len(ids) for ids in body.prompts if isinstance(ids, list)), default=0)
+    return 0
 
 
 def text_sizes(body: Generation) -> Iterator[int]:
@@ -116,6 +131,12 @@ def text_sizes(body: Generation) -> Iterator[int]:
             yield sum(len(message.text.encode()) for message in body.messages)
         case CompletionRequest():
             yield from (len(text.encode()) for text in body.prompts if isinstance(text, str))
+
+
+def work(body: Generation) -> int:
+    """How much there is to render and tokenize, as if it were bytes of text."""
+    messages = len(body.messages) if isinstance(body, ChatRequest) else 1
+    return sum(text_sizes(body)) + MESSAGE_BYTES * messages
 
 
 @lru_cache(maxsize=16)

@@ -7,45 +7,106 @@ completions and completions; vLLM's server for the sampling fields that OpenAI l
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-from server.api.conversation import (
-    Conversation,
+from server.api.conversation import Conversation
+from server.api.fields import (
+    MAX_ITEMS,
+    TOKEN_ID_SCHEMA,
     ModelName,
     Neutral,
     Strict,
-    TokenId,
+    TokenIdList,
+    Whole,
+    described,
     empty,
     only,
     refuse,
     refused,
+    token_ids,
 )
 from server.core import BASELINES, AnswerRequest, Grammar, NudgingConfig, Policy, SamplingParams
-from server.grammar import json_grammar
 
-MAX_STOPS = 4
+MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-TokenIdText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
-"""JSON has no other keys than strings."""
 
 
-def _described(**schema: Any) -> Any:
-    """What a validator below holds a field to, for OpenAPI. The type itself doesn't say it,
-    because an error would then name an alternative of a union rather than the field."""
-    return Field(json_schema_extra=schema)
+Text = Annotated[str, described(minLength=1)]
 
 
-Item = TypeVar("Item")
-Text = Annotated[str, _described(minLength=1)]
-Full = Annotated[list[Item], _described(minItems=1)]
-Biases = Annotated[dict[TokenIdText, Bias], _described(additionalProperties=False)]
+def _biases(value: dict[str, Any]) -> dict[str, float]:
+    if len(value) > MAX_ITEMS:
+        raise refused("logit_bias", f"logit_bias: more than {MAX_ITEMS} tokens")
+    for token, bias in value.items():
+        where = f"logit_bias.{token[:60]}"
+        if not re.fullmatch("[0-9]{1,9}", token):
+            raise refused(where, f"{where}: a token id is a whole number")
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise refused(where, f"{where}: a bias is a number from -100 to 100")
+    return value
+
+
+# Not by pydantic's own types, which would note each of a million wrong items before they say so.
+Biases = Annotated[
+    dict[str, Any],
+    AfterValidator(_biases),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "patternProperties": {
+                "^[0-9]{1,9}$": {"type": "number", "minimum": -100, "maximum": 100}
+            },
+            "additionalProperties": False,
+        }
+    ),
+]
+
+
+def _prompt(value: Any) -> str | list[Any]:
+    """A text, token ids, or a list of either."""
+    if not isinstance(value, str | list):
+        raise refused("prompt", "prompt: a text, token ids, or a list of either")
+    kinds = set(map(type, value)) if isinstance(value, list) else set()
+    if not value or (kinds == {str} and "" in value) or (kinds == {list} and [] in value):
+        raise refused("prompt", "prompt: must not be empty")
+    if isinstance(value, str) or kinds == {str}:
+        return value
+    if kinds == {list}:
+        return [token_ids(ids, f"prompt.{number}") for number, ids in enumerate(value)]
+    return token_ids(value, "prompt")
+
+
+_TOKEN_IDS = {"type": "array", "minItems": 1, "items": TOKEN_ID_SCHEMA}
+_TEXT = {"type": "string", "minLength": 1}
+Prompt = Annotated[
+    Any,
+    AfterValidator(_prompt),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _TEXT,
+                _TOKEN_IDS,
+                {"type": "array", "minItems": 1, "items": _TEXT},
+                {"type": "array", "minItems": 1, "items": _TOKEN_IDS},
+            ]
+        }
+    ),
+]
 
 _SAMPLING = (
     "temperature",
@@ -70,7 +131,10 @@ class TextFormat(Strict):
 
 
 class JsonObjectFormat(Strict):
+    """``schema``: as llama.cpp's server and Together take it."""
+
     type: Literal["json_object"]
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
 class NamedSchema(Strict):
@@ -95,8 +159,8 @@ class NudgingOptions(BaseModel):
     gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     policy: Policy | None = None
     start: Literal["base", "aligned"] | None = None
-    end_lookahead: Annotated[int, Field(ge=0, le=1024)] | None = None
-    max_rounds: Annotated[int, Field(ge=1)] | None = None
+    end_lookahead: Annotated[Whole, Field(ge=0, le=1024)] | None = None
+    max_rounds: Annotated[Whole, Field(ge=1)] | None = None
     trace: bool = False
 
     def over(self, config: NudgingConfig) -> NudgingConfig:
@@ -142,26 +206,26 @@ class Generation(Strict):
     """What both completion routes share."""
 
     model: ModelName
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    min_tokens: Annotated[Whole, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[Whole, Field(ge=-1, lt=2**31)] | None = None
     min_p: Probability | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
     logit_bias: Biases | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
-    stop: Text | Annotated[list[Text], _described(maxItems=MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[Whole, Field(ge=1)] | None = None
+    stop: Text | Annotated[list[Text], described(maxItems=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[TokenIdList, Field(max_length=64)] | None = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = Field(
         None, discriminator="type"
     )
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    priority: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     nudging: NudgingOptions | None = None
@@ -227,22 +291,28 @@ class Generation(Strict):
                 value = getattr(self, name)
                 if value and value != neutral.get(name):
                     asked.add(name)
-        if self.grammar is not None:
+        if self.schema_asked is not None:
             asked.add("response_format")
         return asked
 
     @property
-    def grammar(self) -> Grammar | None:
-        """Raises `InvalidRequest` for a schema that can't be followed exactly."""
+    def schema_asked(self) -> dict[str, Any] | None:
+        """The JSON schema that the answer must match."""
         match self.response_format:
-            case JsonObjectFormat():
-                return json_grammar({"type": "object"})
+            case JsonObjectFormat(schema_=schema):
+                return {"type": "object"} if schema is None else schema
             case JsonSchemaFormat(json_schema=named):
-                return json_grammar(named.schema_)
+                return named.schema_
             case _:
                 return None
 
-    def answer_request(self, defaults: SamplingParams) -> AnswerRequest:
+    @property
+    def begun(self) -> str:
+        """The beginning of the answer, which is there already."""
+        return ""
+
+    def answer_request(self, defaults: SamplingParams, grammar: Grammar | None) -> AnswerRequest:
+        """``grammar``: of `schema_asked`."""
         given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
         if self.top_k is not None:
             given["top_k"] = max(self.top_k, 0)  # vLLM: -1 is off too
@@ -256,7 +326,7 @@ class Generation(Strict):
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(dict.fromkeys(self.stop_token_ids or ())),
             top_logprobs=self._top_logprobs(),
-            grammar=self.grammar,
+            grammar=grammar,
         )
 
     def _max_tokens(self) -> int | None:
@@ -269,15 +339,19 @@ class Generation(Strict):
 class ChatRequest(Conversation, Generation):
     """``POST /v1/chat/completions``"""
 
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _not_for_chat(cls, data: Any) -> Any:
         neutral = {"echo": empty, "add_special_tokens": only(False)}
         return refuse(data, neutral, "is not supported for chats")
+
+    @property
+    def begun(self) -> str:
+        return self.messages[-1].text if self.continue_final_message else ""
 
     @model_validator(mode="after")
     def _logprobs_asked(self) -> ChatRequest:
@@ -295,22 +369,15 @@ class ChatRequest(Conversation, Generation):
 class CompletionRequest(Generation):
     """``POST /v1/completions``"""
 
-    prompt: Text | Full[TokenId] | Full[Text] | Full[Full[TokenId]]
+    prompt: Prompt
     echo: bool | None = None
     add_special_tokens: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    logprobs: Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _not_for_texts(cls, data: Any) -> Any:
         return refuse(data, {"tools": empty}, "are not supported for texts")
-
-    @field_validator("prompt")
-    @classmethod
-    def _not_empty(cls, prompt: Any) -> Any:
-        if not prompt or (isinstance(prompt, list) and any(each in ("", []) for each in prompt)):
-            raise ValueError("must not be empty")
-        return prompt
 
     @model_validator(mode="after")
     def _no_prompt_logprobs(self) -> CompletionRequest:
@@ -324,8 +391,8 @@ class CompletionRequest(Generation):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
-            return [[token for token in self.prompt if isinstance(token, int)]]
-        return [each for each in self.prompt if not isinstance(each, int)]
+            return [self.prompt]
+        return list(self.prompt)
 
     def _max_tokens(self) -> int | None:
         return 16 if self.max_tokens is None else self.max_tokens  # OpenAI's default here

@@ -159,7 +159,7 @@ class ModelNudging(BaseModel):
     policy: Policy
     start: Speaker
     end_lookahead: int
-    max_rounds: int
+    max_rounds: int | None
 
 
 class ModelCard(BaseModel):

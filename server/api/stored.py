@@ -52,7 +52,7 @@ class StoredSettings(_Part):
     policy: Policy
     start: Speaker
     end_lookahead: int = Field(ge=0)
-    max_rounds: int = Field(ge=1)
+    max_rounds: int | None = Field(ge=1)
 
 
 class StoredAnswer(_Part):

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
 from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
-from server.grammar import Follower, Vocabulary
+from server.grammars.follow import Follower, Vocabulary
 from server.text import Part, Tokenizer
 
 Distribution = Callable[[Sequence[int], Sequence[int]], Sequence[tuple[int, float]]]

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 
 from server.core import Grammar
-from server.grammar import Follower, Vocabulary, closes
+from server.grammars.follow import Follower, Vocabulary, closes
 
 _KEPT = 256
 """Answers whose place in their grammar is remembered between turns, at some 100 KiB each. One that
 was forgotten is followed from its beginning again."""
+
+_COMPILED = 32
+"""Grammars that are kept as they are at their beginning."""
 
 
 class Followers:
@@ -31,19 +34,31 @@ class Followers:
     def __init__(self, vocabulary: Callable[[Sequence[int]], Vocabulary]) -> None:
         self._make_vocabulary = vocabulary
         self._vocabulary: Vocabulary | None = None
-        self._kept: OrderedDict[str, tuple[str, Follower]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Grammar, Follower]] = OrderedDict()
+        self._compiled: OrderedDict[Grammar, Follower] = OrderedDict()
         self._closing: torch.Tensor | None = None
 
-    def get(self, session: str, grammar: str, ends: Sequence[int]) -> Follower:
-        source, follower = self._kept.pop(session, ("", None))
-        if follower is None or source != grammar:
-            if self._vocabulary is None:
-                self._vocabulary = self._make_vocabulary(ends)
-            follower = Follower(Grammar(grammar), self._vocabulary)
+    def get(self, session: str, grammar: Grammar, ends: Sequence[int]) -> Follower:
+        before, follower = self._kept.pop(session, (None, None))
+        if follower is None or before != grammar:
+            follower = self._begin(grammar, ends)
         self._kept[session] = (grammar, follower)
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
         return follower
+
+    def _begin(self, grammar: Grammar, ends: Sequence[int]) -> Follower:
+        """A follower at the beginning. Compiling may take a good part of a second, which every
+        answer of the engine waits for, so a grammar that was compiled lately is copied."""
+        first = self._compiled.pop(grammar, None)
+        if first is None:
+            if self._vocabulary is None:
+                self._vocabulary = self._make_vocabulary(ends)
+            first = Follower(grammar, self._vocabulary)
+        self._compiled[grammar] = first
+        if len(self._compiled) > _COMPILED:
+            self._compiled.popitem(last=False)
+        return first.copy()
 
     def closing(self, size: int, device: torch.device) -> torch.Tensor:
         """For each token, whether it only closes what is open."""
@@ -62,7 +77,8 @@ class Adjustment:
     bias          [token id, bias] to add
     penalties     presence, frequency, repetition
     not_before    [token id, n]: can't be drawn among the request's first n tokens
-    grammar, session, ends   the grammar, whose answer it is, and what may end it
+    grammar, begun, session, ends   the grammar, what was begun of its text, whose answer it is, and
+                  what may end it
     """
 
     def __init__(
@@ -80,7 +96,8 @@ class Adjustment:
         self._followers = followers
         self._follower: Follower | None = None
         if "grammar" in args:
-            self._follower = followers.get(args["session"], args["grammar"], args["ends"])
+            grammar = Grammar(args["grammar"], args["begun"])
+            self._follower = followers.get(args["session"], grammar, args["ends"])
         self._ends = list(args.get("ends", ()))
         self._bias = _pairs(args["bias"], device)
         self._not_before: list[tuple[int, int]] = [tuple(each) for each in args["not_before"]]

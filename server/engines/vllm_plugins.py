@@ -33,7 +33,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from server.engines.vllm_adjust import Adjustment, Followers
-from server.grammar import Vocabulary
+from server.grammars.follow import Vocabulary
 from server.text import Part, Tokenizer, Word
 
 SERVER_PID = "NUDGE_SERVER_PID"

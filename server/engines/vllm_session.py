@@ -290,6 +290,7 @@ class VllmSession:
             ]
         if params.grammar is not None:
             adjust["grammar"] = params.grammar.source
+            adjust["begun"] = params.grammar.begun
             adjust["session"] = self._key
             adjust["ends"] = list(self._core.info.stop_ids)
         return {"nudge_adjust": adjust}

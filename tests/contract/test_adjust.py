@@ -16,7 +16,8 @@ import torch
 
 from server.core import Message, SamplingParams, TokenIds
 from server.engines.base import Engine, Session, TurnParams
-from server.grammar import Follower, Vocabulary, json_grammar, matches
+from server.grammars.follow import Follower, Vocabulary
+from server.grammars.vetting import compile_schema, matches
 from server.registry import Registry
 from tests.contract.conftest import GREEDY, PROMPTS, ids, opened, plain, run
 
@@ -183,7 +184,7 @@ async def test_the_end_does_not_come_before_its_time(engine: Engine):
 async def test_a_grammar_holds_over_turns_and_over_the_other_models_text(
     engine: Engine, temperature: float
 ):
-    grammar = json_grammar(SCHEMA)
+    grammar = compile_schema(SCHEMA)
     tokenizer = engine.info.tokenizer
     session = opened(engine, PROMPTS[0])
     start = session.length
@@ -209,7 +210,7 @@ async def test_a_grammar_holds_over_turns_and_over_the_other_models_text(
 
 async def test_with_a_grammar_p1_is_that_of_the_likeliest_allowed_token(real: Engine):
     tokenizer = real.info.tokenizer
-    grammar = json_grammar(SCHEMA)
+    grammar = compile_schema(SCHEMA)
     prompt = tokenizer.encode_prompt(PROMPTS[0])
     with torch.no_grad():
         probs = model(real.info.model)(torch.tensor([prompt])).logits[0, -1].softmax(-1)
@@ -227,7 +228,7 @@ async def test_with_a_grammar_p1_is_that_of_the_likeliest_allowed_token(real: En
 
 
 async def test_what_is_taken_back_is_taken_back_in_the_grammar_too(engine: Engine):
-    grammar = json_grammar(SCHEMA)
+    grammar = compile_schema(SCHEMA)
     tokenizer = engine.info.tokenizer
     session = opened(engine, PROMPTS[0])
     params = TurnParams(GREEDY, max_tokens=4, grammar=grammar)
@@ -253,6 +254,6 @@ async def test_a_grammar_ends_where_the_model_wants_to_end(registry: Registry):
     said = tokenizer.bytes_of(ids(spoken)).decode()
     session = engine.open(tokenizer.encode_prompt(prompt))
     await session.extend(tokenizer.encode_text('{"a": "' + said))
-    grammar = json_grammar({"type": "object"})
+    grammar = compile_schema({"type": "object"})
     tokens, end = await run(session, TurnParams(GREEDY, max_tokens=8, grammar=grammar))
     assert tokenizer.bytes_of(ids(tokens)).startswith(b'"')

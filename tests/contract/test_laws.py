@@ -24,7 +24,7 @@ from server.core import (
     SamplingParams,
 )
 from server.eager import read_along
-from server.grammar import json_grammar
+from server.grammars.vetting import compile_schema
 from server.orchestrator import Nudged
 from server.registry import Registry, Served
 from server.verify import verify
@@ -55,7 +55,7 @@ WISHES = {
     "grammar": AnswerRequest(
         GREEDY,
         max_tokens=60,
-        grammar=json_grammar(
+        grammar=compile_schema(
             {
                 "type": "object",
                 "properties": {"city": {"type": "string", "maxLength": 12}},

@@ -16,6 +16,8 @@ from server.core import (
     ContextLengthExceeded,
     EngineUnavailable,
     Finished,
+    Grammar,
+    InvalidRequest,
     NudgingConfig,
     Piece,
     PromptPair,
@@ -23,7 +25,7 @@ from server.core import (
 )
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
-from server.grammar import json_grammar
+from server.grammars.vetting import compile_schema, matches
 from server.orchestrator import Nudged
 from server.text import Tokenizer
 from server.writing import stream
@@ -429,7 +431,7 @@ async def test_a_stop_string_counts_after_min_tokens_only():
 
 
 async def test_an_answer_that_is_not_what_its_grammar_says_is_an_error():
-    request = replace(GREEDY, grammar=json_grammar({"type": "object"}))
+    request = replace(GREEDY, grammar=compile_schema({"type": "object"}))
     base, aligned = engine(("{}", 0.9)), engine(("{}", 0.9))
     _, finished = await told(base, aligned, request)
     assert finished.stop_reason == "aligned_end"
@@ -437,5 +439,10 @@ async def test_an_answer_that_is_not_what_its_grammar_says_is_an_error():
     aligned.distribution = scripted_text(
         aligned.info.tokenizer, aligned.info.stop_ids[0], [("no", 1.0)]
     )
-    with pytest.raises(RuntimeError, match="grammar"):
-        _ = [event async for event in stream(writer, request)]
+
+    async def by_its_bytes(grammar: Grammar, text: str) -> bool:
+        return matches(grammar, text)
+
+    with pytest.raises(InvalidRequest, match="schema") as caught:
+        _ = [event async for event in stream(writer, request, by_its_bytes)]
+    assert caught.value.param == "response_format"

@@ -1,51 +1,26 @@
-"""Answers that must match a grammar: from a JSON schema, and followed token by token.
+"""An answer in its grammar, token by token.
 
-Knows: llguidance, and how an answer's tokens advance a grammar. Does not know: engines, the
-policy, HTTP.
+Knows: llguidance, and how an answer's tokens advance a grammar. Does not know: where a grammar
+comes from, engines, the policy, HTTP.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
 
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from server.core import Grammar, InvalidRequest, TokenIds
+from server.core import Grammar, TokenIds
 
 _CLOSING = re.compile(rb'["\]}]+')
 
-_OPTIONS: Any = {
-    # One line, with or without a space after a comma and a colon. With free whitespace a model
-    # that is lost can write nothing else until its context is full.
-    "whitespace_flexible": False,
-    "item_separator": ", ?",
-    "key_separator": ": ?",
-    "lenient": False,  # a keyword that can't be followed is an error
-}
-
-
-def json_grammar(schema: dict[str, Any]) -> Grammar:
-    """The JSON texts that a schema allows.
-
-    Raises:
-        InvalidRequest: it is no schema, it is too large, or it has a keyword that can't be
-            followed exactly. Nothing is followed half-way.
-    """
-    try:
-        source = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
-        problem = LLMatcher.validate_grammar(source)
-    except ValueError as error:
-        problem = str(error)
-    if problem:
-        raise InvalidRequest(
-            f"the JSON schema can't be followed exactly: {' '.join(problem.split())[:300]}",
-            param="response_format",
-        )
-    return Grammar(source)
+LIMITS = LLParserLimits(
+    max_items_in_row=20_000,  # an object of some thousand optional properties; the default: 500
+    max_grammar_size=200_000,
+    max_lexer_states=50_000,
+    verbose_errors=False,
+)
 
 
 class Vocabulary:
@@ -66,6 +41,7 @@ class Vocabulary:
         stop_ids: Sequence[int],
     ) -> None:
         self.table = table
+        self.encode = encode
         wrapped = TokenizerWrapper(_Table(table, encode, stop_ids[0]))
         self.tokens = LLTokenizer(wrapped, n_vocab=max(size, len(table)), eos_token=list(stop_ids))
 
@@ -89,15 +65,25 @@ class _Table:
 
 class Follower:
     """Where in its grammar an answer is. Whoever wrote its tokens, and also if the last of
-    them were taken back."""
+    them were taken back. What was begun of it (`Grammar.begun`) is read already."""
 
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
         self._grammar, self._vocabulary = grammar, vocabulary
         self._begin()
 
+    def copy(self) -> Follower:
+        """Another one at the same place."""
+        copy = object.__new__(Follower)
+        copy._grammar, copy._vocabulary = self._grammar, self._vocabulary
+        copy._matcher, copy._read = self._matcher.deep_copy(), self._read.copy()
+        return copy
+
     def _begin(self) -> None:
-        self._matcher = LLMatcher(self._vocabulary.tokens, self._grammar.source, log_level=0)
+        tokens, source = self._vocabulary.tokens, self._grammar.source
+        self._matcher = LLMatcher(tokens, source, log_level=0, limits=LIMITS)
         self._read: TokenIds = []
+        if self._grammar.begun:
+            self._matcher.consume_tokens(self._vocabulary.encode(self._grammar.begun))
 
     def go_to(self, output: Sequence[int]) -> None:
         """The answer is ``output`` now: what is new is read, and what is gone is undone."""
@@ -126,6 +112,11 @@ class Follower:
         return bool(self._matcher.is_error())
 
     @property
+    def problem(self) -> str:
+        """Why it is `lost`; empty where it isn't."""
+        return str(self._matcher.get_error())
+
+    @property
     def satisfied(self) -> bool:
         """Whether the answer may end here."""
         return bool(self._matcher.is_accepting())
@@ -135,17 +126,3 @@ def closes(token: bytes) -> bool:
     """Whether a token only ends strings, lists and objects. What a model that wants to end where
     its grammar doesn't allow it writes instead, if it may."""
     return bool(_CLOSING.fullmatch(token))
-
-
-def matches(grammar: Grammar, text: str) -> bool:
-    """Whether a whole text is one that the grammar allows. By its bytes: no model's tokens."""
-    follower = Follower(grammar, _bytes_alone())
-    follower.go_to(text.encode())
-    return not follower.lost and follower.satisfied
-
-
-@cache
-def _bytes_alone() -> Vocabulary:
-    """A vocabulary in which each byte is a token, and 256 is the end."""
-    table = [*(bytes([byte]) for byte in range(256)), b""]
-    return Vocabulary(table, lambda text: list(text.encode()), len(table), (256,))
