@@ -144,7 +144,7 @@ class Registry:
                     model.chat_template,
                 )
             infos = [engine.info for engine in self.engines.values()]
-            await self.grammars.start([(info.tokenizer, info.stop_ids) for info in infos])
+            self.grammars.models = [(info.tokenizer, info.stop_ids) for info in infos]
         except BaseException:
             await self.aclose()
             raise

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     RootModel,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -46,15 +47,16 @@ class ChatMessage(Strict):
     tool instead of saying something."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Some[TextPart] | None = None
+    content: str | Some[TextPart] | None = Field(None, validate_default=True)
     refusal: str | None = None
     name: str | None = None
 
-    @model_validator(mode="after")
-    def _says_something(self) -> ChatMessage:
-        if self.content is None and self.role != "assistant":
-            raise ValueError(f"a message of role {self.role!r} needs 'content'")
-        return self
+    @field_validator("content")
+    @classmethod
+    def _says_something(cls, content: Any, info: ValidationInfo) -> Any:
+        if content is None and info.data.get("role") not in ("assistant", None):
+            raise ValueError(f"a message of role {info.data['role']!r} needs content")
+        return content
 
     @property
     def text(self) -> str:

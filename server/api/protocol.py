@@ -147,8 +147,23 @@ class NamedSchema(Strict):
 
 
 class JsonSchemaFormat(Strict):
+    """OpenAI's, or with the bare ``schema``, as llama.cpp's server takes it."""
+
     type: Literal["json_schema"]
-    json_schema: NamedSchema
+    json_schema: NamedSchema | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+
+    @model_validator(mode="after")
+    def _one_schema(self) -> JsonSchemaFormat:
+        if (self.json_schema is None) == (self.schema_ is None):
+            raise refused(
+                "response_format.json_schema", "response_format.json_schema: one schema is needed"
+            )
+        return self
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        return (self.schema_ or {}) if self.json_schema is None else self.json_schema.schema_
 
 
 class NudgingOptions(BaseModel):
@@ -301,8 +316,8 @@ class Generation(Strict):
         match self.response_format:
             case JsonObjectFormat(schema_=schema):
                 return {"type": "object"} if schema is None else schema
-            case JsonSchemaFormat(json_schema=named):
-                return named.schema_
+            case JsonSchemaFormat():
+                return self.response_format.asked
             case _:
                 return None
 

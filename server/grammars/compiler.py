@@ -39,10 +39,15 @@ _Key = tuple[bytes, str]
 
 
 class GrammarCompiler:
-    """Makes grammars, and compares texts with them, in a process of its own."""
+    """Makes grammars, and compares texts with them, in a process of its own, which begins with the
+    first of them.
+
+    models: the vocabularies in which grammars will be followed, with the ids that end a text. Can
+        be set before that. A grammar is tried in each.
+    """
 
     def __init__(self) -> None:
-        self._vocabularies: list[bytes] = []
+        self.models: Sequence[tuple[Tokenizer, tuple[int, ...]]] = ()
         self._process: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
         self._starting = asyncio.Lock()
@@ -51,23 +56,8 @@ class GrammarCompiler:
         self._known: OrderedDict[_Key, Grammar | str] = OrderedDict()
         self._known_bytes = 0
 
-    async def start(self, models: Sequence[tuple[Tokenizer, Sequence[int]]] = ()) -> None:
-        """Start the helper.
-
-        Args:
-            models: the vocabularies in which grammars will be followed, with the ids that end a
-                text. A grammar is tried in each.
-        """
-        distinct = {(id(tokenizer), tuple(ends)): tokenizer for tokenizer, ends in models}
-        self._vocabularies = await asyncio.to_thread(
-            lambda: [
-                pickle.dumps((list(tokenizer.table), ends))
-                for (_, ends), tokenizer in distinct.items()
-            ]
-        )
-        await self._helper()
-
     async def aclose(self) -> None:
+        """End the helper. Another one begins where something is asked all the same."""
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -166,9 +156,16 @@ class GrammarCompiler:
                         start_new_session=True,  # a terminal's Ctrl-C is not for it
                     )
                 self._control = mine
-                for vocabulary in self._vocabularies:
+                for vocabulary in await asyncio.to_thread(self._vocabularies):
                     await self._give(vocabulary)
             return self._control
+
+    def _vocabularies(self) -> list[bytes]:
+        distinct: list[tuple[Tokenizer, tuple[int, ...]]] = []
+        for tokenizer, ends in self.models:
+            if not any(each.same_ids_as(tokenizer) and also == ends for each, also in distinct):
+                distinct.append((tokenizer, ends))
+        return [pickle.dumps((list(tokenizer.table), ends)) for tokenizer, ends in distinct]
 
     async def _give(self, vocabulary: bytes) -> None:
         assert self._control is not None
