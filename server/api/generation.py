@@ -29,7 +29,7 @@ from server.core import Message, NudgingConfig, TokenIds
 from server.registry import Registry, Served
 from server.writing import Writer
 
-_FAILURES = (400, 401, 404, 413, 429, 503, 504)
+_FAILURES = (400, 401, 404, 413, 415, 429, 503, 504)
 
 LONG_TEXT = 8192
 """Bytes of text whose rendering and tokenizing (some milliseconds) other answers shouldn't feel."""
