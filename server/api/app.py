@@ -56,6 +56,7 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # `Envelope` sees to slashes
     )
     app.state.registry = registry
     app.state.metrics = Metrics(registry)
