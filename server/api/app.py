@@ -72,7 +72,7 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
             expose_headers=("X-Request-Id", "Retry-After", "X-Nudge-Degraded", "X-Nudge-Tools"),
         )
