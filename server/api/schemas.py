@@ -171,6 +171,10 @@ class ModelCard(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str = Field(description="The model behind it; where both take part, the base model.")
+    max_model_len: int | None = Field(
+        description="Tokens of prompt and answer; null while the engines load."
+    )
     sampling: ModelSampling
     nudging: ModelNudging = _sometimes("Where both models take part.")
 

@@ -98,7 +98,8 @@ def _card(name: str, registry: Registry) -> dict[str, Any]:
     """OpenAI's object, and what a request starts from that doesn't say otherwise."""
     served = registry.resolve(name)
     card: dict[str, Any] = {"id": name, "object": "model", "created": registry.created}
-    card |= {"owned_by": "nudge", "sampling": _sampling(served)}
+    card |= {"owned_by": "nudge", "root": registry.root(served)}
+    card |= {"max_model_len": registry.context_length(served), "sampling": _sampling(served)}
     return card | ({"nudging": asdict(served.nudging)} if served.role == "nudged" else {})
 
 
