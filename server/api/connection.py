@@ -131,17 +131,12 @@ class Connection(H11Protocol):
         self._start_clock()
 
     def data_received(self, data: bytes) -> None:
-        # Not so between two requests: then uvicorn waits for the next one's first byte.
+        # From here on, and not from the answer before it: for silence uvicorn has its own clock.
         if self._owes():
             self._start_clock()
         super().data_received(data)
         if not self._owes():
             self._stop_clock()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
-            self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()

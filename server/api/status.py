@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from server import __version__
@@ -34,13 +33,8 @@ from server.registry import Registry, Served
 
 class _Readable(APIRoute):
     """A GET that answers HEAD too, as monitors ask: the same, whose body uvicorn leaves out. With
-    HEAD among its methods, OpenAPI would describe it twice under one id."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, found = super().matches(scope)
-        if match is Match.PARTIAL and scope["method"] == "HEAD":
-            match = Match.FULL
-        return match, found
+    HEAD among its methods, OpenAPI would describe it twice under one id; like this, the router
+    finds it as it finds what to answer with a 405."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
