@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from server.baselines import Alone
@@ -52,6 +54,9 @@ State = Literal[
 ]
 
 
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?|\.[0-9]+")
+
+
 class UnknownModel(NudgeError):
     """No model is served under this name (HTTP 404)."""
 
@@ -69,6 +74,11 @@ class Served:
     nudging: NudgingConfig
     sampling: SamplingParams
     degraded: bool = False
+
+    @property
+    def roles(self) -> tuple[Literal["base", "aligned"], ...]:
+        """The models that answer."""
+        return ("base", "aligned") if self.role == "nudged" else (self.role,)
 
 
 class Registry:
@@ -203,6 +213,19 @@ class Registry:
         as_role: Role = "nudged" if not colon else "base" if role == "base" else "aligned"
         return Served(name, as_role, nudging, settings.sampling.params())
 
+    def root(self, served: Served) -> str:
+        """The model behind a served name, of a pair the base model: its name at the hub, or that
+        of its folder without where it lies."""
+        model = self.settings.engines[self._engine_name(served.name, served.roles[0])].model
+        return Path(model).name if Path(model).is_absolute() else model
+
+    def context_length(self, served: Served) -> int | None:
+        """Ids that fit into the context of who answers, of a pair into both; None while the
+        engines load."""
+        if not self.ready:
+            return None
+        return min(self._info(served.name, role).context_length for role in served.roles)
+
     def stand_in(self, served: Served, nudging: NudgingConfig) -> Served:
         """Who answers now: as asked, or the aligned model alone, ``degraded``, where the base
         engine is dead and the model's configuration allows that.
@@ -264,10 +287,7 @@ class Registry:
         }
         if not any(given.values()):
             return
-        roles: Sequence[Literal["base", "aligned"]] = (
-            ("base", "aligned") if served.role == "nudged" else (served.role,)
-        )
-        tokenizers = [self._info(served.name, role).tokenizer for role in roles]
+        tokenizers = [self._info(served.name, role).tokenizer for role in served.roles]
         for field, ids in given.items():
             if ids and not tokenizers[0].same_ids_as(tokenizers[-1]):
                 raise InvalidRequest(
@@ -358,11 +378,8 @@ async def start_engine(name: str, all_settings: Settings) -> Engine:
 
 
 def _gamma(text: str, model: str, names: Iterator[str]) -> float:
-    try:
-        gamma = float(text)
-    except ValueError:
-        gamma = math.nan
-    if not (gamma >= 0 and math.isfinite(gamma)):
+    """Plain decimals only: what else Python reads as a number is no name that anybody meant."""
+    if not _DECIMAL.fullmatch(text) or not math.isfinite(gamma := float(text)):
         raise UnknownModel(_unknown(model, names))
     return gamma
 

@@ -56,6 +56,7 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # `Envelope` sees to slashes
     )
     app.state.registry = registry
     app.state.metrics = Metrics(registry)
@@ -71,7 +72,7 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
             expose_headers=("X-Request-Id", "Retry-After", "X-Nudge-Degraded", "X-Nudge-Tools"),
         )

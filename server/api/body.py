@@ -7,6 +7,7 @@ not know: any route, how large a body may be (`server.api.middleware.BodyLimit`)
 from __future__ import annotations
 
 import asyncio
+import codecs
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,9 @@ async def read(request: Request, model: type[Body]) -> Body:
 
     Raises `ApiError`, ``ValidationError``, and what `check_request` does.
     """
+    encoding = ", ".join(request.headers.getlist("content-encoding")).lower()
+    if any(each.strip() not in ("", "identity") for each in encoding.split(",")):
+        raise errors.unsupported_encoding(encoding)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(400, "the body must be JSON, with Content-Type: application/json")
@@ -40,7 +44,7 @@ async def read(request: Request, model: type[Body]) -> Body:
         raise errors.timed_out(limit_s) from None
     if nested(body) > MAX_NESTED:
         raise errors.too_nested(MAX_NESTED)
-    value = model.model_validate_json(body)
+    value = model.model_validate_json(_text(body))
     if isinstance(value, Generation):
         check_request(request, value)
     return value
@@ -61,6 +65,15 @@ def nested(body: bytes) -> int:
     quotes = (data == ord('"')) & ~escaped[:-1]
     outside = np.cumsum(quotes) % 2 == 0
     return int(np.count_nonzero(outside & ((data == ord("[")) | (data == ord("{")))))
+
+
+def _text(body: bytes) -> bytes:
+    """UTF-8 without a byte order mark, which some clients write. Raises `ApiError`."""
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        raise ApiError(400, "the body must be JSON in UTF-8") from None
+    return body.removeprefix(codecs.BOM_UTF8)
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:

@@ -68,6 +68,31 @@ def too_nested(limit: int) -> ApiError:
     )
 
 
+def unsupported_encoding(encoding: str) -> ApiError:
+    return ApiError(
+        415,
+        f"the body has the Content-Encoding {_short(encoding, 60)!r}, which this server doesn't "
+        "read; send it as it is",
+        code="unsupported_content_encoding",
+        headers={"Accept-Encoding": "identity"},
+    )
+
+
+def unreadable(status: int) -> ApiError:
+    """What came is no request that could be given to anybody."""
+    messages = {
+        408: "the request's headers took too long",
+        431: "the request's headers are too long",
+    }
+    codes = {408: "request_timeout", 431: "headers_too_large"}
+    return ApiError(
+        status,
+        messages.get(status, "this is no request of HTTP/1.1, or of a kind that isn't read here"),
+        kind="server_error" if status >= 500 else "invalid_request_error",
+        code=codes.get(status, "invalid_http"),
+    )
+
+
 def too_many(message: str, code: str) -> ApiError:
     """OpenAI's SDKs raise RateLimitError for it, once they have tried again in vain."""
     return ApiError(

@@ -30,7 +30,7 @@ from server.core import Grammar, Message, NudgingConfig, TokenIds
 from server.registry import Registry, Served
 from server.writing import Writer
 
-_FAILURES = (400, 401, 404, 413, 429, 503, 504)
+_FAILURES = (400, 401, 404, 413, 415, 429, 503, 504)
 
 LONG_TEXT = 8192
 """Of `work`, in bytes of text: what takes some milliseconds, which other answers shouldn't feel."""

@@ -25,7 +25,9 @@ LINGER_S = 30.0
 
 class Envelope:
     """An ``X-Request-Id`` on every response, the client's own where it sent one, and
-    ``/v1//models`` (a base URL that ends in a slash) read as ``/v1/models``.
+    ``/v1//models/`` (a base URL that ends in a slash, and one more at the end) read as
+    ``/v1/models``. A redirect there would not do: behind a proxy that speaks HTTPS it would send
+    the client, and its key, to plain HTTP.
 
     Leaves in the request's state: ``request_id``, and ``arrived`` (the event loop's time).
     """
@@ -37,7 +39,8 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope["path"] = re.sub("/{2,}", "/", scope["path"])
+        path = re.sub("/{2,}", "/", scope["path"])
+        scope["path"] = path.removesuffix("/") or "/"
         asked = Headers(scope=scope).get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
@@ -68,7 +71,7 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         declared = headers.get("content-length")
-        if declared is not None and int(declared) > self.most:  # the HTTP parser saw to digits
+        if declared is not None and int(declared) > self.most:  # h11 saw to digits
             refusal = errors.too_large(self.most).response(scope)
             await refusal(scope, receive, _Lingering(receive, send).send)
         elif "transfer-encoding" in headers:

@@ -46,6 +46,7 @@ _FAILURES = {
     401: "No key, or a wrong one.",
     404: "There is no such model.",
     413: "The body is too large.",
+    415: "The body is compressed.",
     429: "Too many requests at once.",
     500: "A bug of the server.",
     503: "The engines are loading, one of them died, or the server is ending.",
@@ -64,6 +65,7 @@ _RETRY_AFTER = {
 }
 _HEADERS: dict[int, Json] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}},
+    415: {"Accept-Encoding": {"required": True, "schema": {"const": "identity"}}},
     429: {"Retry-After": _RETRY_AFTER},
     503: {"Retry-After": _RETRY_AFTER},
     504: {"x-should-retry": {"required": True, "schema": {"const": "false"}}},
@@ -169,6 +171,10 @@ class ModelCard(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str = Field(description="The model behind it; where both take part, the base model.")
+    max_model_len: int | None = Field(
+        description="Tokens of prompt and answer; null while the engines load."
+    )
     sampling: ModelSampling
     nudging: ModelNudging = _sometimes("Where both models take part.")
 

@@ -10,7 +10,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from server import __version__
 from server.api import errors
@@ -28,8 +31,19 @@ from server.metrics import Metrics
 from server.registry import Registry, Served
 
 
+class _Readable(APIRoute):
+    """A GET that answers HEAD too, as monitors ask: the same, whose body uvicorn leaves out. With
+    HEAD among its methods, OpenAPI would describe it twice under one id; like this, the router
+    finds it as it finds what to answer with a 405."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(405, headers={"Allow": "GET, HEAD"})
+        await self.app(scope, receive, send)
+
+
 def routes(registry: Registry) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=_Readable)
 
     @router.get("/health", response_model=None, responses=responses(Health))
     async def health() -> dict[str, str]:
@@ -78,7 +92,8 @@ def _card(name: str, registry: Registry) -> dict[str, Any]:
     """OpenAI's object, and what a request starts from that doesn't say otherwise."""
     served = registry.resolve(name)
     card: dict[str, Any] = {"id": name, "object": "model", "created": registry.created}
-    card |= {"owned_by": "nudge", "sampling": _sampling(served)}
+    card |= {"owned_by": "nudge", "root": registry.root(served)}
+    card |= {"max_model_len": registry.context_length(served), "sampling": _sampling(served)}
     return card | ({"nudging": asdict(served.nudging)} if served.role == "nudged" else {})
 
 

@@ -27,7 +27,7 @@ from server.registry import Registry, Served
 from server.side import without_last_space
 from server.text import Tokenizer
 
-_FAILURES = (400, 401, 404, 413, 503, 504)
+_FAILURES = (400, 401, 404, 413, 415, 503, 504)
 
 
 def routes(registry: Registry) -> APIRouter:

@@ -65,6 +65,7 @@ def _can_start(settings: config.Settings, *, models: bool) -> bool:
 async def _serve(settings: config.Settings, config_file: Path) -> int:
     """Returns the exit code: 0 where it was told to end, 1 where it gave up."""
     from server.api.app import create_app
+    from server.api.connection import Connection
     from server.registry import Registry
     from server.supervisor import supervise
 
@@ -101,6 +102,8 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
     server = _Server(
         uvicorn.Config(
             app,
+            http=Connection,
+            ws="none",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=5,
