@@ -296,6 +296,7 @@ class CompletionRequest(Generation):
     """``POST /v1/completions``"""
 
     prompt: Text | Full[TokenId] | Full[Text] | Full[Full[TokenId]]
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -313,10 +314,24 @@ class CompletionRequest(Generation):
         return prompt
 
     @model_validator(mode="after")
-    def _no_prompt_logprobs(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise refused("echo", "'echo' together with 'logprobs' is not supported")
+    def _something_comes_back(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise refused("max_tokens", "'max_tokens': 0 needs 'echo': true")
         return self
+
+    @property
+    def about_the_prompt(self) -> str | None:
+        """The field that asks what a model says of the prompt itself, if one does."""
+        if self.max_tokens == 0:
+            return "max_tokens"
+        return "echo" if self._prompt_logprobs else None
+
+    @property
+    def _prompt_logprobs(self) -> bool:
+        return bool(self.echo) and self.logprobs is not None
+
+    def answer_request(self, defaults: SamplingParams) -> AnswerRequest:
+        return replace(super().answer_request(defaults), prompt_logprobs=self._prompt_logprobs)
 
     @property
     def prompts(self) -> list[str | list[int]]:
