@@ -5,12 +5,12 @@ Knows: how each is written with engine sessions. Does not know: OpenAI's schemas
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
 from server.core import (
-    UNLIMITED,
     AnswerRequest,
     Finished,
     NudgingConfig,
@@ -27,7 +27,7 @@ from server.core import (
 )
 from server.engines.base import Engine, TurnEnd, TurnParams
 from server.reference import CHUNK, ROUNDS, Ask, Completion, NoRoom, reference
-from server.side import Side, check_fits
+from server.side import Growing, Side, check_fits
 
 
 class Alone:
@@ -44,43 +44,62 @@ class Alone:
         speaker: Speaker,
         prompt: PromptText | TokenIds,
         request: AnswerRequest,
+        spelled: str | None = None,
     ) -> None:
-        """``prompt`` as ids is read verbatim. Raises `ContextLengthExceeded`."""
+        """
+        Args:
+            prompt: as ids it is read verbatim.
+            spelled: the text that was read as these ids.
+
+        Raises `ContextLengthExceeded`.
+        """
         self.side = Side(engine, speaker, prompt, verbatim=request.grammar is not None)
         self.request = request
+        self._read = prompt
+        self._spelled = spelled
 
     async def pieces(self) -> AsyncGenerator[Piece]:
         side, request = self.side, self.request
-        params = TurnParams(
-            sampling=request.sampling,
-            max_tokens=request.max_tokens or UNLIMITED,
-            stop_token_ids=request.stop_token_ids,
-            not_before=request.not_before(side.info.stop_ids, 0),
-            grammar=request.grammar,
-            top=request.top_logprobs or 1,
-        )
-        lowest, count = 1.0, 0
-        scored: list[ScoredToken] = []
         try:
+            if request.prompt_logprobs or not request.limit:
+                read = await self._reading()
+                if read is not None:
+                    yield read
+            if not request.limit:
+                self.stop_reason = "length"
+                return
+            params = TurnParams(
+                sampling=request.sampling,
+                max_tokens=request.limit,
+                stop_token_ids=request.stop_token_ids,
+                not_before=request.not_before(side.info.stop_ids, 0),
+                grammar=request.grammar,
+                top=request.top_logprobs or 1,
+            )
+            growing = Growing(side, scores=request.top_logprobs is not None)
+            last: Piece | None = None
             async with aclosing(side.session.generate(params)) as events:
                 async for event in events:
                     if isinstance(event, TurnEnd):
                         self._end(event)
-                        if event.rejected is not None and request.top_logprobs is not None:
-                            scored.append(side.scored(event.rejected, ""))
+                        last = growing.end(event.rejected)
                         break
-                    text = side.take(event)
-                    count += 1
-                    lowest = min(lowest, event.top_prob)
-                    if request.top_logprobs is not None:
-                        scored.append(side.scored(event, text))
-                    if text:
-                        yield Piece(text, side.speaker, lowest, count, scored=tuple(scored))
-                        lowest, count, scored = 1.0, 0, []
-            if scored:  # the end-of-text token, or tokens of a character that was not finished
-                yield Piece("", side.speaker, lowest, count, scored=tuple(scored))
+                    growing.take(event)
+                    if (piece := growing.whole()) is not None:
+                        yield piece
+            if last is not None:
+                yield last
         finally:
             await side.session.aclose()
+
+    async def _reading(self) -> Piece | None:
+        """The prompt is read. Its tokens, where they are asked for."""
+        side, request = self.side, self.request
+        scores = await side.session.score(request.top_logprobs or 1)
+        if request.prompt_logprobs and isinstance(self._read, list):
+            scored = side.scored_prompt(self._read, self._spelled, scores)
+            return Piece("", side.speaker, 1.0, 0, scored=tuple(scored))
+        return None
 
     def _end(self, end: TurnEnd) -> None:
         if end.rejected is not None and end.rejected.id in self.request.stop_token_ids:
@@ -145,8 +164,8 @@ class Referenced:
 
     async def pieces(self) -> AsyncGenerator[Piece]:
         count = self.engines["aligned"].info.tokenizer.count
-        max_tokens = self.request.max_tokens or UNLIMITED
-        steps = reference(self.config.gamma, max_tokens, self.config.max_rounds or ROUNDS, count)
+        rounds = self.config.max_rounds or ROUNDS
+        steps = reference(self.config.gamma, self.request.limit, rounds, count)
         try:
             ask = next(steps)
             while True:
@@ -182,7 +201,8 @@ class Referenced:
                 scored += piece.scored
         self._steps[ask.speaker] += writer.side.session.steps
         self._prefilled[ask.speaker] += writer.side.session.prefilled
-        tokens = [token.text for token in scored]
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        tokens = [utf8.decode(token.data) for token in scored]  # a character is its last token's
         finish = Finished(writer.stop_reason, writer.usage()).finish_reason
         return Completion("".join(tokens), tokens, [token.top[0][1] for token in scored], finish)
 

@@ -123,20 +123,27 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """One token for OpenAI's ``logprobs``: its text, bytes, logprob, and the likeliest ones.
+    """One token for OpenAI's ``logprobs``.
 
-    The texts of an answer's tokens join to the answer: a token that ends inside a character
-    has the empty text, and the one that completes it has the whole character.
+    data: its own bytes, parts of a character too, as they are in the text: those of an answer's
+        tokens join to the answer.
+    logprob: natural logarithm; None for a prompt's first token.
+    top: the likeliest tokens in its place as (bytes, logprob), best first; the token itself, where
+        it is one of them, has its ``data``.
+    place: ``end`` is the token with which a model ended, which has no text.
     """
 
-    text: str
-    logprob: float
-    top: tuple[tuple[str, float], ...] = ()
+    data: bytes
+    logprob: float | None
+    top: tuple[tuple[bytes, float], ...] = ()
+    place: Literal["prompt", "answer", "end"] = "answer"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Committed text of one speaker; ``"".join(p.text)`` over a stream is the answer.
+
+    A piece ends with a whole character that ends with a token.
 
     top_prob: the speaker's raw top-1 probability where the piece begins (for a piece of
         several base tokens the lowest of them, so that ``top_prob ≥ γ`` says it of each).
@@ -151,6 +158,12 @@ class Piece:
     tokens: int
     rejected: Rejected | None = None
     scored: tuple[ScoredToken, ...] = ()
+
+    @property
+    def only_scores(self) -> bool:
+        """Whether it is there for tokens without text alone: a prompt's, an end, the parts of a
+        character that ``max_tokens`` cut."""
+        return bool(self.scored) and not self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,11 +279,13 @@ UNLIMITED = 2**31
 class AnswerRequest:
     """Everything the orchestrator needs for one answer.
 
-    max_tokens: committed tokens at most; None: as many as the contexts hold.
+    max_tokens: committed tokens at most; None: as many as the contexts hold; 0: the prompt is
+        only read.
     min_tokens: committed tokens before anything but ``max_tokens`` and a full context ends it.
     ignore_eos: whether no model's end of text, and no loop guard, ends it.
     stop_token_ids: tokens that end it where the speaker draws them; they are no part of it.
     top_logprobs: how many alternatives to report a token; None: no ``scored`` tokens.
+    prompt_logprobs: whether to report the prompt's tokens too. Of one model alone.
     grammar: what the answer as a whole must match.
     """
 
@@ -281,7 +296,13 @@ class AnswerRequest:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     top_logprobs: int | None = None
+    prompt_logprobs: bool = False
     grammar: Grammar | None = None
+
+    @property
+    def limit(self) -> int:
+        """Committed tokens at most."""
+        return UNLIMITED if self.max_tokens is None else self.max_tokens
 
     def not_before(self, ends: Sequence[int], committed: int) -> tuple[tuple[int, int], ...]:
         """What a turn that begins after ``committed`` tokens must not draw yet: for each token

@@ -68,6 +68,9 @@ class SessionBefore:
     async def check(self, draft: TokenIds, top: int) -> list[Token]:
         return await self._session.check(draft, top)
 
+    async def score(self, top: int) -> list[Token]:
+        return await self._session.score(top)
+
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
         await self._session.extend(ids, drop=drop)
 
@@ -183,3 +186,8 @@ class DraftedSession(SessionBefore):
         if self.ahead:
             await self._turn_to([])
         return await self._session.check(draft, top)
+
+    async def score(self, top: int) -> list[Token]:
+        if self.ahead:
+            await self._turn_to([])
+        return await self._session.score(top)

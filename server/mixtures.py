@@ -18,13 +18,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.core import (
-    UNLIMITED,
     AnswerRequest,
     InvalidRequest,
     NudgingConfig,
@@ -127,13 +126,12 @@ class Mixed:
         return sum(self._tokens.values())
 
     async def pieces(self) -> AsyncGenerator[Piece]:
-        limit = self.request.max_tokens or UNLIMITED
         decoder = self._tokenizer.decoder()
         speaker: Speaker = "base"
-        count, scored = 0, list[ScoredToken]()  # of the piece being made
+        said, count, scored = "", 0, list[ScoredToken]()  # of the piece being made
         try:
             while self._ended is None:
-                if self.committed >= limit:
+                if self.committed >= self.request.limit:
                     self._ended = "length"
                     break
                 if min(context.room for context in self.contexts) <= 0:
@@ -151,24 +149,23 @@ class Mixed:
                     self._ended = "stop_token"
                 elif token in self._ends:
                     self._ended = self._ends[token]
-                text = ""
+                if self.request.top_logprobs is not None:
+                    scored.append(self._scored(mixture, token, speaker))
                 if self._ended is None:
                     self._tokens[speaker] += 1
                     count += 1
-                    text = await self._commit(token, speaker, decoder.push(token))
-                if self.request.top_logprobs is not None:
-                    scored.append(self._scored(mixture, token, text))
+                    said += await self._commit(token, speaker, decoder.push(token))
                 nudge = speaker == "aligned" and (before == "base" or not self._rounds)
                 rejected = None
                 if nudge and self._ended is None:
                     self._rounds += 1
                     rejected = Rejected(self._tokenizer.token_text(base.top[0][0]), base.top_prob)
-                if text:
+                if said and not decoder.pending:
                     own = base if speaker == "base" else aligned
-                    yield Piece(text, speaker, own.top_prob, count, rejected, tuple(scored))
-                    count, scored = 0, []
-            if scored:  # the end, or tokens of a character that was not finished
-                yield Piece("", speaker, 1.0, count, scored=tuple(scored))
+                    yield Piece(said, speaker, own.top_prob, count, rejected, tuple(scored))
+                    said, count, scored = "", 0, []
+            if said or scored:  # the end, or tokens of a character that was not finished
+                yield Piece(said, speaker, 1.0, count, scored=tuple(scored))
         finally:
             for context in self.contexts:
                 await context.session.aclose()
@@ -191,11 +188,22 @@ class Mixed:
         mixture[[token for token, _ in early if token < len(mixture)]] = -np.inf
         return mixture
 
-    def _scored(self, mixture: LogProbs, token: int, text: str) -> ScoredToken:
+    def _scored(self, mixture: LogProbs, token: int, speaker: Speaker) -> ScoredToken:
+        """The token as it is in the answer if it is committed next, for ``logprobs``."""
         count = self.request.top_logprobs or 1
         best = np.argsort(-mixture, kind="stable")[:count]
-        top = [(self._tokenizer.token_text(int(i)), float(mixture[i])) for i in best]
-        return ScoredToken(text, float(mixture[token]), tuple(top))
+        lead = b"" if self._begun else self._context(speaker).lead.encode()
+        ended = self._ended is not None
+        data = b"" if ended else self._tokenizer.token_bytes(token).removeprefix(lead)
+        top = [
+            (data if i == token else self._tokenizer.token_bytes(i).removeprefix(lead), p)
+            for i, p in zip(map(int, best), map(float, mixture[best]), strict=True)
+        ]
+        place: Literal["end", "answer"] = "end" if ended else "answer"
+        return ScoredToken(data, float(mixture[token]), tuple(top), place)
+
+    def _context(self, speaker: Speaker) -> _Context:
+        return self.base if speaker == "base" else self.aligned
 
     async def _commit(self, token: int, speaker: Speaker, text: str) -> str:
         """Every model reads a token. Returns its text, as it is in the answer.
@@ -203,7 +211,7 @@ class Mixed:
         At an answer's beginning one model's prompt may end in a space that waits for the first
         word (docs/adr/0004), and the other's not. Then each reads the word in its own way.
         """
-        own = (self.base if speaker == "base" else self.aligned).lead
+        own = self._context(speaker).lead
         said = text if self._begun else text.removeprefix(own)
         for context in self.contexts:
             if self._begun or context.lead == own:

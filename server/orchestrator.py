@@ -17,21 +17,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from server.core import (
-    UNLIMITED,
     AnswerRequest,
     NudgingConfig,
     Piece,
     PromptPair,
     Rejected,
-    ScoredToken,
     StopReason,
     Usage,
 )
 from server.engines.base import Engine, Token, TurnEnd, TurnParams
 from server.nudging import WORD_TOKENS, Nudging, Turn
-from server.side import Side
+from server.side import Growing, Side
 from server.text import Part, Word
 
 
@@ -67,7 +66,6 @@ class Nudged:
         # once the base model has written something.
         self._draft: Token | None = None
         self._draft_ends = False
-        self._limit = request.max_tokens or UNLIMITED
         # The base model's next turn, where it runs before the aligned model's is over.
         self._ahead: Ahead | None = None
 
@@ -78,7 +76,7 @@ class Nudged:
 
     @property
     def left(self) -> int:
-        return self._limit - self.committed
+        return self.request.limit - self.committed
 
     @property
     def committed(self) -> int:
@@ -147,9 +145,7 @@ class Nudged:
 
     async def _base_turn(self) -> AsyncGenerator[Piece]:
         base, policy = self.base, self.policy
-        lowest = 1.0
-        tokens: list[Token] = []  # of the piece being made: one, or those of one character
-        scored: list[ScoredToken] = []
+        growing = Growing(base, scores=self.request.top_logprobs is not None)
         ahead, self._ahead = self._ahead, None
         turn = ahead.events() if ahead is not None else await self._begin_base_turn()
         async with aclosing(turn) as events:
@@ -163,20 +159,15 @@ class Nudged:
                         self._reject(event.rejected)
                         policy.base_stopped()
                     break
-                text = base.take(event)
-                if not policy.base_token(event.id, event.top_prob, text):
+                if not policy.base_token(event.id, event.top_prob, growing.take(event)):
                     raise RuntimeError("the engine took a token under γ")  # its contract, 3
                 self._draft, self._draft_ends = None, False
-                tokens.append(event)
-                lowest = min(lowest, event.top_prob)
-                if self.request.top_logprobs is not None:
-                    scored.append(base.scored(event, text))
-                if text:
-                    yield Piece(text, "base", lowest, len(tokens), scored=tuple(scored))
-                    lowest, tokens, scored = 1.0, [], []
+                if (piece := growing.whole()) is not None:
+                    yield piece
                 if policy.turn is not Turn.BASE:
                     break
-        base.rest()
+        if (piece := growing.rest()) is not None:
+            yield piece
 
     async def _begin_base_turn(self) -> AsyncGenerator[Token | TurnEnd]:
         await self.base.catch_up()
@@ -198,12 +189,16 @@ class Nudged:
     # -- the aligned model -------------------------------------------------------------------
 
     async def _aligned_turn(self) -> AsyncGenerator[Piece]:
+        left = self.left
         if self._draft_ends:
             self.policy.aligned_ended()
             return
+        if left <= 0:
+            self.policy.out_of_room("length")
+            return
         await self.aligned.catch_up()
         if self.policy.end_lookahead:
-            async with aclosing(self._look_ahead()) as pieces:
+            async with aclosing(self._look_ahead(left)) as pieces:
                 async for piece in pieces:
                     yield piece
             return
@@ -211,50 +206,55 @@ class Nudged:
         text, word = self._commit(tokens)
         if word is not None:
             yield word
-        self._after_word(text, tokens, end)
+        self._after_word(text, end, took=len(tokens), left=left)
 
     def _commit(self, tokens: list[Token]) -> tuple[str, Piece | None]:
         """Tokens of the aligned model that are part of the answer, as text and as a piece. Those
         without text are none."""
-        aligned = self.aligned
-        text = ""
-        scored: list[ScoredToken] = []
-        before = aligned.tokens
+        before = self.aligned.tokens
+        growing = Growing(self.aligned, scores=self.request.top_logprobs is not None)
         for token in tokens:
-            new = aligned.take(token)
-            text += new
-            if self.request.top_logprobs is not None:
-                scored.append(aligned.scored(token, new))
-        aligned.rest()
-        if not text:
-            aligned.tokens = before
-            return text, None
-        count, first = aligned.tokens - before, tokens[0].top_prob
+            growing.take(token)
+        piece = growing.rest()
+        if piece is None or not piece.text:
+            self.aligned.tokens = before
+            return "", None
         rejected, self.rejected = self.rejected, None
-        return text, Piece(text, "aligned", first, count, rejected, tuple(scored[:count]))
+        return piece.text, replace(piece, top_prob=tokens[0].top_prob, rejected=rejected)
 
-    def _after_word(self, text: str, tokens: list[Token], end: TurnEnd) -> None:
-        """Tell the policy what the aligned model did."""
+    def _after_word(
+        self, text: str, end: TurnEnd, *, took: int, left: int, ending: bool = False
+    ) -> None:
+        """Tell the policy what the aligned model did.
+
+        What ran out ends the answer, also where a character that was cut is taken back and there
+        seems to be room again.
+
+        Args:
+            took: tokens of the turn that were to be the answer's.
+            left: tokens that the answer had left before them.
+            ending: whether they are the whole ending, seen by looking ahead.
+        """
         policy = self.policy
+        over: StopReason | None = None
         if self._at_stop_token(end):
-            if tokens:
-                policy.word(text)
-            policy.out_of_room("stop_token")
-        elif end.reason == "stop" and (not tokens or policy.end_lookahead):
-            if tokens:
-                policy.ending(text)
-            else:
-                policy.aligned_ended()
-        elif self.left <= 0:
-            policy.word(text)
-            policy.out_of_room("length")
+            over = "stop_token"
+        elif end.reason == "stop" and (ending or not took):
+            over = "aligned_end"
+        elif took >= left:
+            over = "length"
         elif end.reason == "length" and self.aligned.room <= 0:
-            policy.word(text)
-            policy.out_of_room("context")
-        else:
+            over = "context"
+        if over is None:
             policy.word(text)
             self._draft = end.rejected if end.reason == "word" else None
             self._draft_ends = end.reason == "stop"
+        elif over == "aligned_end":
+            policy.ending(text) if text else policy.aligned_ended()
+        else:
+            if text:
+                policy.word(text)
+            policy.out_of_room(over)
 
     async def _word(self) -> tuple[list[Token], TurnEnd]:
         """The aligned model's next word, which may be begun already (the draft)."""
@@ -266,16 +266,20 @@ class Nudged:
             await self.aligned.session.extend([self._draft.id])
             self._draft = None
             if Word(self.aligned.tokenizer).push(tokens[0].id) is Part.LAST:
-                return tokens, TurnEnd("length")
-        most = min(WORD_TOKENS, self.left) - len(tokens)
-        if most <= 0:
-            return tokens, TurnEnd("length")
-        params = self._turn(most, word=tuple(token.id for token in tokens))
-        return await self._collect(params, tokens)
+                return tokens, TurnEnd("word")
+        return await self._rest_of_word(tokens)
 
-    async def _look_ahead(self) -> AsyncGenerator[Piece]:
+    async def _rest_of_word(self, begun: list[Token]) -> tuple[list[Token], TurnEnd]:
+        """A word of which some tokens are in the session already."""
+        most = min(WORD_TOKENS, self.left) - len(begun)
+        if most <= 0:
+            return begun, TurnEnd("length")
+        params = self._turn(most, word=tuple(token.id for token in begun))
+        return await self._collect(params, begun)
+
+    async def _look_ahead(self, left: int) -> AsyncGenerator[Piece]:
         """Draft ``end_lookahead`` tokens: the whole ending if the turn ends within them, and
-        otherwise the first word of them.
+        otherwise the first word of them, or the word that they begin.
 
         The word is committed either way. So the base model goes on behind it while the rest is
         drafted; what it writes is taken, or forgotten, when that is known.
@@ -284,7 +288,7 @@ class Nudged:
         tokens: list[Token] = []
         kept: int | None = None  # of them, in the first word
         text = ""
-        params = self._turn(min(self.policy.end_lookahead, self.left))
+        params = self._turn(min(self.policy.end_lookahead, left))
         async with aclosing(self.aligned.session.generate(params)) as events:
             async for event in events:
                 if isinstance(event, TurnEnd):
@@ -300,13 +304,18 @@ class Nudged:
                     await self._let_base_go_ahead()
                     if piece is not None:
                         yield piece
-        if end.reason == "stop" and not self._at_stop_token(end):
+        ending = end.reason == "stop" and not self._at_stop_token(end)
+        if ending:
             await self._forget_ahead()
             rest, piece = self._commit(tokens[kept or 0 :])
-            text += rest
+            text, kept = text + rest, len(tokens)
         elif kept is not None:
             self.aligned.take_back(len(tokens) - kept)
             end, piece = TurnEnd("word"), None
+        elif end.reason == "length" and len(tokens) < WORD_TOKENS:  # it is shorter than the word
+            tokens, end = await self._rest_of_word(tokens)
+            text, piece = self._commit(tokens)
+            kept = len(tokens)
         else:  # no word's end in sight
             kept = min(len(tokens), WORD_TOKENS)
             text, piece = self._commit(tokens[:kept])
@@ -316,7 +325,7 @@ class Nudged:
                 end = TurnEnd("word")
         if piece is not None:
             yield piece
-        self._after_word(text, tokens, end)
+        self._after_word(text, end, took=kept, left=left, ending=ending)
 
     async def _let_base_go_ahead(self) -> None:
         if self.goes_ahead and self.policy.base_may_speak and self.left > 0:

@@ -322,6 +322,7 @@ class Registry:
         self._check_token_ids(served, request)
         assert served.role != "nudged"
         engine = self._engine(served.name, served.role)
+        spelled: str | None = None
         if not isinstance(prompt, str):
             unknown = [token for token in prompt if not 0 <= token < engine.info.tokenizer.size]
             if unknown:
@@ -331,8 +332,8 @@ class Registry:
                     param="prompt",
                 )
         else:
-            prompt = engine.info.tokenizer.encode_prompt(prompt, bos=bos)
-        return Alone(engine, served.role, prompt, request)
+            spelled, prompt = prompt, engine.info.tokenizer.encode_prompt(prompt, bos=bos)
+        return Alone(engine, served.role, prompt, request, spelled)
 
     def engine(self, served: Served, role: Literal["base", "aligned"]) -> Engine:
         """For whoever measures. Raises `EngineUnavailable`."""

@@ -1,13 +1,24 @@
 """One model's side of an answer: its session, and text on its way in and out of it.
 
 Knows: engine sessions and tokenizers; that text leads, that only whole characters are handed
-over, that special tokens never cross, and what happens to the space at a prompt's end. Does not
-know: the policy, HTTP.
+over, that special tokens never cross, what happens to the space at a prompt's end, and how tokens
+become pieces. Does not know: the policy, HTTP.
 """
 
 from __future__ import annotations
 
-from server.core import ContextLengthExceeded, PromptText, ScoredToken, Speaker, TokenIds, joined
+from collections.abc import Sequence
+from dataclasses import replace
+
+from server.core import (
+    ContextLengthExceeded,
+    Piece,
+    PromptText,
+    ScoredToken,
+    Speaker,
+    TokenIds,
+    joined,
+)
 from server.engines.base import Engine, Token
 
 
@@ -40,6 +51,8 @@ class Side:
         # its first token has in front ("Answer: " + "Paris" is not " Paris"). So it waits,
         # and joins the first text of the answer (docs/adr/0004).
         self._lead = ""
+        # … and the two sides' leads that a first text took which isn't whole yet.
+        self._taken_leads = ("", "")
         if isinstance(prompt, tuple):
             if not verbatim:
                 prompt, self._lead = without_last_space(prompt)
@@ -79,6 +92,11 @@ class Side:
             and not (self._decoder.pending or other._decoder.pending)
         )
 
+    @property
+    def inside_character(self) -> bool:
+        """Whether the last token that was taken ended inside a character."""
+        return self._decoder.pending > 0
+
     def take(self, token: Token) -> str:
         """Commit a token: the text it completes, which the other side hears too."""
         text = self._decoder.push(token.id)
@@ -92,17 +110,22 @@ class Side:
             if not self._decoder.pending:
                 self.other.hear(self._said_text, self._said if self._verbatim else None)
                 self._said, self._said_text, self._verbatim = [], "", self._shared
+        if not self._decoder.pending:
+            self._taken_leads = ("", "")
         return text
 
     def _begin(self, text: str) -> str:
         """The answer's first text, by a model whose prompt's last space still waits."""
         lead, self._lead = self._lead, ""
         spaced = text.startswith(lead)
+        if spaced:
+            self._taken_leads = (lead, "")
         if self.other is not None:
             alike = self.other._lead == lead
             if alike and (self._shared or not spaced):
                 # The other prompt ends alike: it goes on with the same ids, or as close.
                 self.other._lead = ""
+                self._taken_leads = (lead, lead) if spaced else ("", "")
             elif spaced:
                 self._verbatim = False  # these ids hold a space that the text has no more
         return text.removeprefix(lead)
@@ -122,18 +145,30 @@ class Side:
         """The session's last tokens were not committed after all."""
         self._drop += tokens
 
-    def rest(self) -> None:
+    def rest(self) -> int:
         """End of a turn. A character left unfinished is taken back: the next speaker writes
-        it whole."""
-        if pending := self._decoder.pending:
-            self.take_back(pending)
-            self.tokens -= pending
-            text = self._decoder.pending_text
-            self._heard += text
-            if self.other is not None:
-                self.other.hear(self._said_text)
-                self._said, self._said_text = [], ""
-            self._decoder.reset()
+        it whole. Returns how many bytes that were.
+
+        A token that ended inside it and had other text in front is committed for that text.
+        """
+        decoder = self._decoder
+        if not decoder.pending:
+            return 0
+        text, kept, unfinished = decoder.pending_text, decoder.pending_out, decoder.unfinished
+        lead, others = self._taken_leads
+        if lead and text == lead:  # it waits again
+            self._lead, text, kept = lead, "", 0
+        self._heard += text
+        if self.other is not None:
+            if others:  # it was to have these ids
+                self.other._lead = others
+            self.other.hear(self._said_text)
+            self._said, self._said_text = [], ""
+        self.take_back(decoder.pending)
+        self.tokens -= decoder.pending - kept
+        self._taken_leads = ("", "")
+        decoder.reset()
+        return unfinished
 
     async def catch_up(self) -> None:
         """Bring the session up to date, before its next turn."""
@@ -147,9 +182,92 @@ class Side:
             self._waiting += self.tokenizer.encode_text(self._heard)
             self._heard = ""
 
-    def scored(self, token: Token, text: str) -> ScoredToken:
-        top = tuple((self.tokenizer.token_text(i), logprob) for i, logprob in token.top)
-        return ScoredToken(text, token.logprob, top)
+    def scored(self, token: Token) -> ScoredToken:
+        """The token as it is in the answer if it is taken next, for ``logprobs``."""
+        # What gives a prompt's last space back has it no more; the alternatives neither.
+        lead = b"" if self._decoder.pending else self._lead.encode()
+        return self._scored(token, self.tokenizer.token_bytes(token.id).removeprefix(lead), lead)
+
+    def scored_end(self, token: Token) -> ScoredToken:
+        """The token with which the model ended, which is no text."""
+        return replace(self._scored(token, b""), place="end")
+
+    def scored_prompt(
+        self, read: TokenIds, text: str | None, scores: Sequence[Token]
+    ) -> list[ScoredToken]:
+        """A raw prompt's tokens.
+
+        Args:
+            text: which was read as these ids; None: they were given.
+            scores: of its tokens but the first.
+        """
+        spelled = map(self.tokenizer.token_bytes, read)
+        first, *others = spelled if text is None else self.tokenizer.as_spelled(read, text)
+        scored = [ScoredToken(first, None), *map(self._scored, scores, others)]
+        return [replace(each, place="prompt") for each in scored]
+
+    def _scored(self, token: Token, data: bytes, lead: bytes = b"") -> ScoredToken:
+        spelled = self.tokenizer.token_bytes
+        top = [(data if i == token.id else spelled(i).removeprefix(lead), p) for i, p in token.top]
+        return ScoredToken(data, token.logprob, tuple(top))
+
+
+class Growing:
+    """The piece that is being made of the tokens that one side takes.
+
+    scores: whether they are reported.
+    """
+
+    def __init__(self, side: Side, *, scores: bool) -> None:
+        self._side = side
+        self._scores = scores
+        self._begin()
+
+    def _begin(self) -> None:
+        self._text = ""
+        self._tokens = 0
+        self._lowest = 1.0
+        self._scored: list[ScoredToken] = []
+
+    def take(self, token: Token) -> str:
+        """Commit a token; the text that it completes."""
+        if self._scores:
+            self._scored.append(self._side.scored(token))
+        text = self._side.take(token)
+        self._text += text
+        self._tokens += 1
+        self._lowest = min(self._lowest, token.top_prob)
+        return text
+
+    def whole(self) -> Piece | None:
+        """The piece, where it ends with a whole character; then another one begins."""
+        return self._piece() if self._text and not self._side.inside_character else None
+
+    def rest(self) -> Piece | None:
+        """The side's turn is over: what is left, without a character that is unfinished."""
+        before = self._side.tokens
+        unfinished = self._side.rest()
+        self._tokens -= before - self._side.tokens
+        while unfinished and self._scored:
+            last = self._scored.pop()
+            if len(last.data) > unfinished:
+                data = last.data[:-unfinished]
+                top = tuple((data if own == last.data else own, p) for own, p in last.top)
+                self._scored.append(replace(last, data=data, top=top))
+            unfinished = max(0, unfinished - len(last.data))
+        return self._piece()
+
+    def end(self, token: Token | None) -> Piece | None:
+        """The answer is over: what is left, all of it, and the ``token`` that ended it."""
+        if self._scores and token is not None:
+            self._scored.append(self._side.scored_end(token))
+        return self._piece()
+
+    def _piece(self) -> Piece | None:
+        text, scored = self._text, tuple(self._scored)
+        piece = Piece(text, self._side.speaker, self._lowest, self._tokens, scored=scored)
+        self._begin()
+        return piece if text or scored else None
 
 
 def without_last_space(prompt: PromptText) -> tuple[PromptText, str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import itertools
 import json
 import re
 import weakref
@@ -37,6 +38,8 @@ from server.vocabulary import (
 
 _LONG = 4096
 """Characters that take long enough to encode (a millisecond) for others to wait."""
+
+_SPACE = re.compile(rb"\s+")
 
 _PROBES = ("a", "A", " a", "\n", "\n\n", " ", "1", ".", "é", "你好", "a b")
 # In order of trust: no vocabulary has the first one, so nothing merges with its bytes.
@@ -137,6 +140,29 @@ class Tokenizer:
                 ids = [self._byte_ids[byte] for byte in data]
             exact += ids
         return exact
+
+    def as_spelled(self, ids: TokenIds, text: str) -> list[bytes]:
+        """The bytes of each id of a raw prompt as they stand in its text, to which they join.
+
+        A control token has its spelling there, and none where the tokenizer put it in front; nor
+        is there a dummy leading space. Where the tokenizer changed the text (Unicode forms), they
+        are what is read, and join to that.
+        """
+        given, at = text.encode("utf-8", "replace"), 0
+        found: list[bytes] = []
+        for is_text, tokens in itertools.groupby(ids, lambda i: bool(self.token_bytes(i))):
+            if is_text:
+                first, *others = map(self.token_bytes, tokens)
+                ways = [[first, *others], [first.removeprefix(b" "), *others]]
+                runs = [(ways, ways[0])]
+            else:
+                names = self.chat.convert_ids_to_tokens(list(tokens))
+                runs = [([[(name or "").encode()]], [b""]) for name in names]
+            for ways, otherwise in runs:
+                spelled = _found(ways, given, at)
+                at += sum(map(len, spelled or ()))
+                found += spelled or otherwise
+        return found
 
     def count(self, text: str) -> int:
         """Tokens in a text, without any that the tokenizer adds."""
@@ -239,6 +265,17 @@ class Tokenizer:
         )
 
 
+def _found(ways: Sequence[list[bytes]], given: bytes, at: int) -> list[bytes] | None:
+    """The first of some tokens' spellings that stands there. Whitespace that a control token took
+    along, from beside it, goes to the token behind it."""
+    gap = _SPACE.match(given, at)
+    for start in [at] if gap is None else [at, gap.end()]:
+        for first, *others in ways:
+            if given.startswith(b"".join((first, *others)), start):
+                return [given[at:start] + first, *others]
+    return None
+
+
 def _ids(tokenizer: tokenizers.Tokenizer, text: str) -> TokenIds:
     ids: TokenIds
     if len(text) < _LONG:
@@ -256,32 +293,60 @@ class StreamDecoder:
     """Ids to text as they come, whole characters only.
 
     ``pending`` tokens ended inside a character, or were read together with one that did;
-    ``pending_text`` is the part of their text that is out already. Whoever hands over in this
-    state takes those tokens back and gives that text instead.
+    ``pending_text`` is the part of their text that is out already, to which the first
+    ``pending_out`` of them gave something. Whoever hands over in this state takes those tokens
+    back and gives that text instead.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self.pending = 0
+        self.pending_out = 0
         self.pending_text = ""
+
+    @property
+    def unfinished(self) -> int:
+        """How many bytes of an unfinished character there are."""
+        return len(self._utf8.getstate()[0])
 
     def push(self, token: int) -> str:
         """The text that this token completes; often all of its own, sometimes none."""
-        text = self._utf8.decode(self._tokenizer.token_bytes(token))
-        if self._utf8.getstate()[0]:
+        data = self._tokenizer.token_bytes(token)
+        text = self._utf8.decode(data)
+        if self.unfinished:
+            if text:
+                self.pending_out = self.pending + (len(data) > self.unfinished)
             self.pending += 1
             self.pending_text += text
         else:
-            self.pending = 0
-            self.pending_text = ""
+            self._between()
         return text
 
     def reset(self) -> None:
         """Forget the bytes of an unfinished character."""
         self._utf8.reset()
-        self.pending = 0
+        self._between()
+
+    def _between(self) -> None:
+        """It is between two characters."""
+        self.pending = self.pending_out = 0
         self.pending_text = ""
+
+
+class TextOffsets:
+    """Where tokens begin in the text that their bytes join to, in characters. One that begins
+    inside a character begins where that does."""
+
+    def __init__(self, start: int = 0) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = start
+
+    def push(self, data: bytes) -> int:
+        """The next token's offset."""
+        begins = self._offset
+        self._offset += len(self._utf8.decode(data))
+        return begins
 
 
 # -- words --------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from server.core import (
     StopReason,
     Usage,
 )
-from server.text import StopStrings
+from server.text import StopStrings, TextOffsets
 
 
 class Writer(Protocol):
@@ -79,6 +79,7 @@ async def stream(
             for ready in _release(held, free):
                 yield ready
             if matched is not None:
+                await pieces.aclose()  # before what it cost is told
                 yield Finished("stop_string", writer.usage(), matched=matched)
                 return
     for piece in held:
@@ -103,14 +104,18 @@ async def _compare(grammar: Grammar, text: str, matches: Matches) -> None:
 
 
 def _release(held: deque[Piece], free: int) -> list[Piece]:
-    """Take the first ``free`` characters off the held pieces, cutting the last one."""
+    """Take the first ``free`` characters off the held pieces, cutting the last one. A token goes
+    with the characters that it begins with."""
     ready = []
     while held and len(held[0].text) <= free:
         piece = held.popleft()
         free -= len(piece.text)
         ready.append(piece)
     if free:
-        piece = held[0]
-        ready.append(replace(piece, text=piece.text[:free]))
-        held[0] = replace(piece, text=piece.text[free:], tokens=0, rejected=None, scored=())
+        piece, offsets = held[0], TextOffsets()
+        begun = sum(offsets.push(token.data) < free for token in piece.scored)
+        ready.append(replace(piece, text=piece.text[:free], scored=piece.scored[:begun]))
+        held[0] = replace(
+            piece, text=piece.text[free:], tokens=0, rejected=None, scored=piece.scored[begun:]
+        )
     return ready

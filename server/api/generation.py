@@ -32,6 +32,8 @@ from server.writing import Writer
 
 _FAILURES = (400, 401, 404, 413, 415, 429, 503, 504)
 
+_ABOUT_THE_PROMPT = {"max_tokens": "'max_tokens': 0", "echo": "'echo' together with 'logprobs'"}
+
 LONG_TEXT = 8192
 """Of `work`, in bytes of text: what takes some milliseconds, which other answers shouldn't feel."""
 
@@ -90,6 +92,13 @@ def routes(registry: Registry) -> APIRouter:
                 "add_special_tokens has no effect on a chat, which the prompt becomes for "
                 f"{served.name!r}; ask {served.name}:base or {served.name}:aligned",
                 param="add_special_tokens",
+            )
+        if served.role == "nudged" and (field := body.about_the_prompt) is not None:
+            raise ApiError(
+                400,
+                f"{_ABOUT_THE_PROMPT[field]} needs one model's own probabilities of the prompt; "
+                f"ask {served.name}:base or {served.name}:aligned",
+                param=field,
             )
 
         def writer(prompt: str | TokenIds, number: int) -> Writer:

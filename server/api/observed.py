@@ -28,8 +28,9 @@ class ObservedTurn:
 class ObservedAnswer:
     """One answer as it comes. Times are ``perf_counter``'s, in seconds.
 
-    times: of each piece. taken, rejected: p1 of the base model's tokens that were committed and
-    of those that were not. turns: None where nobody wants them. end: when it ended, if it did.
+    times: of each piece with a text. taken, rejected: p1 of the base model's tokens that were
+    committed and of those that were not. turns: None where nobody wants them. end: when it ended,
+    if it did.
     """
 
     def __init__(self, traced: bool) -> None:
@@ -48,6 +49,8 @@ class ObservedAnswer:
         now = time.perf_counter()
         if isinstance(event, Finished):
             self.finished, self.end = event, now
+            return
+        if event.only_scores:
             return
         self.times.append(now)
         # Without tokens it is the rest of a piece that was cut, or the policy `reference`,

@@ -385,6 +385,7 @@ class CompletionRequest(Generation):
     """``POST /v1/completions``"""
 
     prompt: Prompt
+    max_tokens: Annotated[Whole, Field(ge=0)] | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
     logprobs: Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -395,10 +396,25 @@ class CompletionRequest(Generation):
         return refuse(data, {"tools": empty}, "are not supported for texts")
 
     @model_validator(mode="after")
-    def _no_prompt_logprobs(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise refused("echo", "'echo' together with 'logprobs' is not supported")
+    def _something_comes_back(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise refused("max_tokens", "'max_tokens': 0 needs 'echo': true")
         return self
+
+    @property
+    def about_the_prompt(self) -> str | None:
+        """The field that asks what a model says of the prompt itself, if one does."""
+        if self.max_tokens == 0:
+            return "max_tokens"
+        return "echo" if self._prompt_logprobs else None
+
+    @property
+    def _prompt_logprobs(self) -> bool:
+        return bool(self.echo) and self.logprobs is not None
+
+    def answer_request(self, defaults: SamplingParams, grammar: Grammar | None) -> AnswerRequest:
+        request = super().answer_request(defaults, grammar)
+        return replace(request, prompt_logprobs=self._prompt_logprobs)
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from server import __version__
 from server.core import Finished, Piece, Rejected, ScoredToken, Usage
+from server.text import TextOffsets
 
 FINGERPRINT = f"nudge-{__version__}"
 
@@ -54,11 +55,13 @@ class Renderer(ABC):
     def chunks(self, index: int, piece: Piece, usage: Usage | None) -> Iterator[Json]:
         """The stream's chunks for one piece: one, or none. ``usage``: so far, where asked."""
         text = "" if self.rewrites else piece.text
-        if not (text or self.trace or (piece.scored and self.keeps_empty)):
+        scored = self._shown([piece])
+        traced = self._traced([piece])
+        if not (text or scored or traced):
             return
-        choice = self._delta(index, {"content": text}, piece.scored)
-        if self.trace:
-            choice["nudging"] = {"pieces": [_trace(piece)]}
+        choice = self._delta(index, {"content": text}, scored)
+        if traced:
+            choice["nudging"] = {"pieces": traced}
         yield self._chunk([choice], usage)
 
     def last_chunk(self, index: int, finished: Finished, usage: Usage | None) -> Json:
@@ -79,11 +82,10 @@ class Renderer(ABC):
         text = finished.text
         if text is None:
             text = "".join(piece.text for piece in pieces)
-        tokens = [token for piece in pieces for token in piece.scored]
-        choice = self._choice(index, echo + text, tokens)
+        choice = self._choice(index, echo + text, self._shown(pieces))
         choice["finish_reason"] = finished.finish_reason
         if self.trace:
-            choice["nudging"] = _outcome(finished) | {"pieces": [_trace(p) for p in pieces]}
+            choice["nudging"] = _outcome(finished) | {"pieces": self._traced(pieces)}
         return choice
 
     def whole(self, choices: Sequence[Json], usage: Usage) -> Json:
@@ -107,8 +109,15 @@ class Renderer(ABC):
             "system_fingerprint": FINGERPRINT,
         }
 
-    keeps_empty = False
-    """Whether tokens without text (an end of text) are reported too."""
+    places: tuple[str, ...] = ("answer",)
+    """Which tokens are reported (`ScoredToken.place`)."""
+
+    def _shown(self, pieces: Iterable[Piece]) -> list[ScoredToken]:
+        tokens = (token for piece in pieces for token in piece.scored)
+        return [token for token in tokens if token.place in self.places]
+
+    def _traced(self, pieces: Iterable[Piece]) -> list[Json]:
+        return [_trace(piece) for piece in pieces if self.trace and not piece.only_scores]
 
     @abstractmethod
     def _delta(self, index: int, delta: Json, scored: Sequence[ScoredToken]) -> Json: ...
@@ -146,7 +155,7 @@ class ChatRenderer(Renderer):
     def _logprobs(self, scored: Iterable[ScoredToken]) -> Json:
         return {
             "content": [
-                _logprob(token.text, token.logprob)
+                _logprob(token.data, token.logprob)
                 | {"top_logprobs": [_logprob(*each) for each in token.top[: self.top]]}
                 for token in scored
             ],
@@ -162,11 +171,24 @@ class CompletionRenderer(Renderer):
     chunk_object = "text_completion"
     # The position where the model ended, with the empty text: whoever looks at probabilities
     # sees that it was computed, as in vLLM's server.
-    keeps_empty = True
+    places = ("prompt", "answer", "end")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._offsets: dict[int, int] = {}
+        self._offsets: dict[tuple[int, bool], TextOffsets] = {}
+
+    def first_chunks(self, index: int, echo: str, usage: Usage | None) -> Iterator[Json]:
+        self._begin(index, echo)
+        yield from super().first_chunks(index, echo, usage)
+
+    def choice(self, index: int, pieces: Sequence[Piece], finished: Finished, echo: str) -> Json:
+        self._begin(index, echo)
+        return super().choice(index, pieces, finished, echo)
+
+    def _begin(self, index: int, echo: str) -> None:
+        """Prompt and answer begin anew: a character never reaches from one into the other."""
+        self._offsets[index, True] = TextOffsets()
+        self._offsets[index, False] = TextOffsets(len(echo))
 
     def _delta(self, index: int, delta: Json, scored: Sequence[ScoredToken]) -> Json:
         return self._choice(index, delta.get("content", ""), scored)
@@ -180,17 +202,23 @@ class CompletionRenderer(Renderer):
         }
 
     def _logprobs(self, index: int, scored: Sequence[ScoredToken]) -> Json:
-        offset, offsets = self._offsets.get(index, 0), []
-        for token in scored:
-            offsets.append(offset)
-            offset += len(token.text)
-        self._offsets[index] = offset
+        offsets = (self._offsets[index, token.place == "prompt"] for token in scored)
         return {
-            "text_offset": offsets,
-            "tokens": [token.text for token in scored],
+            "text_offset": [
+                each.push(token.data) for each, token in zip(offsets, scored, strict=True)
+            ],
+            "tokens": [_spelled(token.data) for token in scored],
             "token_logprobs": [token.logprob for token in scored],
-            "top_logprobs": [dict(token.top[: self.top]) for token in scored],
+            "top_logprobs": [self._top(token) for token in scored],
         }
+
+    def _top(self, token: ScoredToken) -> dict[str, float] | None:
+        if token.logprob is None:
+            return None
+        top: dict[str, float] = {}
+        for data, logprob in token.top[: self.top]:
+            top.setdefault(_spelled(data), logprob)  # of several that are spelled alike the best
+        return top
 
 
 def shown_usage(counts: Usage) -> Json:
@@ -230,5 +258,13 @@ def _rejected(token: Rejected | None) -> Json:
     return {} if token is None else {"rejected": {"text": token.text, "top_prob": token.top_prob}}
 
 
-def _logprob(text: str, logprob: float) -> Json:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+def _logprob(data: bytes, logprob: float | None) -> Json:
+    return {"token": _spelled(data), "logprob": logprob, "bytes": list(data)}
+
+
+def _spelled(data: bytes) -> str:
+    """A token as text. One that is a part of a character is spelled as OpenAI does it."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

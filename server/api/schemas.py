@@ -314,10 +314,12 @@ class ChatCompletionChunk(_Envelope):
 
 
 class CompletionLogprobs(BaseModel):
+    """With ``echo`` of the prompt's tokens too, of which the first has null."""
+
     text_offset: list[int]
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
 
 
 class _CompletionChoice(BaseModel):

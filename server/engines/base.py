@@ -18,7 +18,7 @@ The contract, which ``tests/contract`` holds every implementation to:
    too, any number of times.
 7. ``extend`` never changes what was read before: contexts only grow, apart from ``drop``.
 8. ``check`` gives what greedy turns of one token would give at each position of a draft, in one
-   forward pass, and leaves the context as it was.
+   forward pass, and leaves the context as it was. So does ``score`` for the context itself.
 
 How a session keeps its KV (prefix cache, resumable request, remote slot) is the engine's own
 business. Does not know: the policy, HTTP, any implementation.
@@ -133,11 +133,11 @@ class EngineInfo:
 
 
 class Session(Protocol):
-    """One model's side of one answer: one turn, or one ``check``, at a time.
+    """One model's side of one answer: one turn, ``check`` or ``score`` at a time.
 
     length: ids in the context now. steps: decode steps so far, as far as this side has seen
-    them; a ``check`` is one. prefilled: ids read so far that were given and not written here,
-    whenever they were not in the KV cache (any more); a checked draft among them.
+    them; a ``check`` or ``score`` is one. prefilled: ids read so far that were given and not
+    written here, whenever they were not in the KV cache (any more); a checked draft among them.
     """
 
     @property
@@ -165,6 +165,17 @@ class Session(Protocol):
         Returns:
             Tokens whose ``id`` is the likeliest one's; entry i is for the position after i ids of
             the draft.
+        """
+
+    async def score(self, top: int) -> list[Token]:
+        """What the model says of each id of the context but the first: its log probability
+        behind those before it, and the likeliest ones there.
+
+        All of them are read, also where the KV cache has them; then there must be room for one
+        more. It counts as a step.
+
+        Args:
+            top: alternatives to report at each position, ≥ 1.
         """
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:

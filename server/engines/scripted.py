@@ -22,6 +22,9 @@ from server.text import Part, Tokenizer
 Distribution = Callable[[Sequence[int], Sequence[int]], Sequence[tuple[int, float]]]
 """(prompt ids, ids after it) → the next token's candidates as (id, probability), best first."""
 
+UNHEARD_OF = 1e-6
+"""The probability of a token of which a script says nothing."""
+
 
 class ScriptedEngine:
     """Plays a `Distribution`.
@@ -198,8 +201,31 @@ class ScriptedSession:
 
     async def check(self, draft: TokenIds, top: int) -> list[Token]:
         engine = self._engine
+        await self._pass(self._unread + len(draft))
+        tokens = []
+        for count in range(min(len(draft) + 1, engine.info.context_length - self.length)):
+            candidates = engine.distribution(self._prompt, self._output + draft[:count])
+            best = tuple((i, math.log(p)) for i, p in candidates[:top] if p > 0)
+            tokens.append(Token(*best[0], best))
+        return tokens
+
+    async def score(self, top: int) -> list[Token]:
+        await self._pass(self.length)
+        ids, prompt = [*self._prompt, *self._output], len(self._prompt)
+        tokens = []
+        for at in range(1, len(ids)):
+            candidates = self._engine.distribution(ids[: min(at, prompt)], ids[prompt:at])
+            known = dict(candidates)
+            logprob = math.log(known.get(ids[at]) or UNHEARD_OF)
+            best = tuple((i, math.log(p)) for i, p in candidates[:top] if p > 0)
+            tokens.append(Token(ids[at], logprob, best))
+        return tokens
+
+    async def _pass(self, read: int) -> None:
+        """One forward pass, which reads so many ids."""
+        engine = self._engine
         self._alone()
-        self.prefilled += self._unread + len(draft)
+        self.prefilled += read
         self._unread = 0
         engine.running += 1
         try:
@@ -209,12 +235,6 @@ class ScriptedSession:
         finally:
             engine.running -= 1
         self.steps += 1
-        tokens = []
-        for count in range(min(len(draft) + 1, engine.info.context_length - self.length)):
-            candidates = engine.distribution(self._prompt, self._output + draft[:count])
-            best = tuple((i, math.log(p)) for i, p in candidates[:top] if p > 0)
-            tokens.append(Token(*best[0], best))
-        return tokens
 
     def _allowed(
         self, candidates: Sequence[tuple[int, float]], params: TurnParams
@@ -230,7 +250,7 @@ class ScriptedSession:
             return [(self._engine.info.stop_ids[0], 1.0)]
         allowed = {i for i in range(8 * len(mask)) if mask[i // 8] >> (i % 8) & 1}
         left = [each for each in candidates if each[0] in allowed]
-        return left or [(token, 1e-6) for token in sorted(allowed)]
+        return left or [(token, UNHEARD_OF) for token in sorted(allowed)]
 
     def _weights(
         self, candidates: list[tuple[int, float]], params: TurnParams, taken: int

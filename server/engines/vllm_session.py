@@ -218,9 +218,40 @@ class VllmSession:
         positions = _positions([*said, *output.outputs[0].logprobs])
         return [_likeliest(logprobs, top) for logprobs in positions]
 
+    async def score(self, top: int) -> list[Token]:
+        core = self._core
+        await self._forget()
+        sampling = vllm.SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=top,
+            skip_reading_prefix_cache=True,  # what is in the cache has no log probabilities
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+        with core.at_work():
+            output = await self._asked(self._ids.copy(), sampling)
+        self.steps += 1
+        self.prefilled += len(self._ids)
+        assert output.prompt_logprobs is not None
+        positions = _positions(output.prompt_logprobs[1:])
+        return [
+            _token(number, logprobs, top)
+            for number, logprobs in zip(self._ids[1:], positions, strict=True)
+        ]
+
+    async def _asked(self, ids: TokenIds, sampling: vllm.SamplingParams) -> vllm.RequestOutput:
+        """The one output of a request of its own."""
+        core = self._core
+        request = core.llm.generate(
+            TokensPrompt(prompt_token_ids=ids), sampling, core.next_request_id()
+        )
+        async with contextlib.aclosing(request) as outputs:
+            return await core.in_time(anext(outputs))
+
     async def _checked(self, draft: TokenIds, top: int) -> vllm.RequestOutput:
         """A request that reads a draft behind the context, and draws one token."""
-        core = self._core
         sampling = vllm.SamplingParams(
             temperature=0.0,
             max_tokens=1,
@@ -232,10 +263,7 @@ class VllmSession:
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )
-        prompt = TokensPrompt(prompt_token_ids=[*self._ids, *draft])
-        request = core.llm.generate(prompt, sampling, core.next_request_id())
-        async with contextlib.aclosing(request) as outputs:
-            return await core.in_time(anext(outputs))
+        return await self._asked([*self._ids, *draft], sampling)
 
     # -- what is kept between turns ----------------------------------------------------------
 

@@ -47,6 +47,7 @@ GOOD: dict[str, list[Json]] = {
     "/v1/completions": [
         {"model": "fox:base", "prompt": [5, 6], "max_tokens": 2, "logprobs": 1, "top_k": 3},
         {"model": "fox", "prompt": ["a", "b"], "max_tokens": 2, "echo": True, "n": 1},
+        {"model": "fox:aligned", "prompt": "a b", "max_tokens": 0, "echo": True, "logprobs": 2},
     ],
     "/tokenize": [
         {"model": "fox", "prompt": "Hi", "add_special_tokens": False, "return_token_strs": True},

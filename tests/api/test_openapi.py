@@ -163,6 +163,9 @@ def good_bodies() -> Iterator[tuple[str, Json]]:
             for scores in ({"logprobs": True, "top_logprobs": 2}, {"logprobs": 2}):
                 if isinstance(scores["logprobs"], bool) == (path == "/v1/chat/completions"):
                     yield path, body | {"model": model, "nudging": {"trace": True}, **scores}
+    read = {"model": "fox:base", "echo": True, "logprobs": 1}
+    yield "/v1/completions", raw | read
+    yield "/v1/completions", raw | read | {"max_tokens": 0}
     yield "/v1/chat/completions", chat | {"model": "fox", "n": 2}
     yield "/v1/chat/completions", {"model": "fox", "messages": ASK, "nudging": {"trace": True}}
     for body in ({"prompt": "x", "return_token_strs": True}, {"messages": ASK}):

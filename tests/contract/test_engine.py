@@ -316,3 +316,65 @@ async def test_8_a_draft_that_fills_the_context_is_cut(engine: Engine):
     assert 1 <= len(await session.check([71] * 20, 1)) <= room
     assert not engine.running
     await session.aclose()
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+async def test_8_a_context_is_scored_at_each_of_its_ids(engine: Engine, prompt: str):
+    """As often as it is asked, though the engine's cache has it all; whoever wrote it."""
+    tokenizer = engine.info.tokenizer
+    start = tokenizer.encode_prompt(prompt)
+    session = engine.open(start)
+    written, _ = await run(session, TurnParams(GREEDY, max_tokens=20, top=3))
+    foreign = tokenizer.encode_text(" and so on. 🦊")
+    await session.extend(foreign)
+    context = [*start, *ids(written), *foreign]
+    for _ in range(2):
+        before = session.steps, session.prefilled
+        scores = await session.score(3)
+        assert session.steps == before[0] + 1
+        assert session.prefilled == before[1] + len(context)
+        assert session.length == len(context)
+        assert not engine.running
+        assert ids(scores) == context[1:]
+        for at, score in enumerate(scores, start=1):
+            wanted = await one_token(engine, context[:at], 3)
+            assert [i for i, _ in score.top] == [i for i, _ in wanted.top]
+            assert [p for _, p in score.top] == pytest.approx([p for _, p in wanted.top], abs=1e-3)
+            known = dict(score.top)
+            if score.id in known:
+                assert score.logprob == known[score.id]
+            else:
+                assert score.logprob < score.top[-1][1] + 1e-6
+    # … which are those of the turn that wrote it.
+    own = scores[len(start) - 1 : len(start) - 1 + len(written)]
+    assert [s.logprob for s in own] == pytest.approx([t.logprob for t in written], abs=1e-3)
+    after, _ = await run(session, TurnParams(GREEDY, max_tokens=1))
+    assert ids(after) in ([(await one_token(engine, context, 1)).id], [])
+    await session.aclose()
+
+
+async def test_8_a_context_with_room_for_one_more_is_scored(engine: Engine):
+    length = engine.info.context_length - 1
+    session = engine.open([*engine.info.tokenizer.encode_prompt("Once"), *[70] * length][:length])
+    scores = await session.score(1)
+    assert len(scores) == length - 1
+    assert all(math.isfinite(score.logprob) for score in scores)
+    one = engine.open([70])
+    assert await one.score(1) == []
+    for each in (session, one):
+        await each.aclose()
+
+
+async def test_8_scores_at_once_are_what_each_is_alone(engine: Engine):
+    prompts = [engine.info.tokenizer.encode_prompt(f"{prompt} so") for prompt in PROMPTS]
+
+    async def scored(prompt: list[int]) -> list[float]:
+        session = engine.open(prompt)
+        scores = await session.score(1)
+        await session.aclose()
+        return [score.logprob for score in scores]
+
+    alone = [await scored(prompt) for prompt in prompts]
+    together = await asyncio.gather(*map(scored, prompts * 2))
+    for got, wanted in zip(together, alone * 2, strict=True):
+        assert got == pytest.approx(wanted, abs=1e-3)

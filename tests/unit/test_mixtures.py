@@ -248,7 +248,7 @@ async def test_log_probabilities_are_the_mixtures():
     pieces, _ = await told(mixed(base, aligned, request=request), request)
     [token] = pieces[0].scored
     assert math.exp(token.logprob) == pytest.approx(0.65)
-    assert [each for each, _ in token.top] == [" b", " a"]
+    assert [each for each, _ in token.top] == [b" b", b" a"]
     assert math.exp(token.top[1][1]) == pytest.approx(0.35)
     assert math.exp(pieces[-1].scored[-1].logprob) == pytest.approx(1)  # the end
 
