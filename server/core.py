@@ -262,7 +262,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer must match: a grammar of llguidance, made by `server.grammars`.
+    """What an answer must match: a grammar of llguidance, made by `server.text.grammar`.
 
     begun: the beginning of the text that it is to match, which the answer goes on with.
     """

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from server.config import load
-from server.registry import Registry
+from server.serving.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo"

@@ -26,7 +26,7 @@ from scripts.benchmark.measure import (
     run,
     with_lookahead,
 )
-from server.registry import Registry
+from server.serving.registry import Registry
 
 BASE = System("base alone", role="base")
 ALIGNED = System("aligned alone", role="aligned")

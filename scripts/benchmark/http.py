@@ -22,8 +22,8 @@ from vllm.sampling_params import RequestOutputKind
 from scripts.benchmark.measure import Run, memory_mib, prompts, timed
 from scripts.benchmark.pairs import DEMO
 from server.core import Message, Usage
-from server.engines.vllm import VllmEngine
-from server.registry import Registry
+from server.engines.vllm.engine import VllmEngine
+from server.serving.registry import Registry
 
 TOKENS = 64
 START_S = 180

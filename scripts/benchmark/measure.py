@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 
 from scripts.benchmark.pairs import QUESTIONS, Pair
 from server.core import AnswerRequest, Finished, Message, NudgingConfig, SamplingParams, Usage
-from server.eager import read_along
-from server.engines.vllm import VllmEngine
-from server.orchestrator import Nudged
-from server.registry import Registry
-from server.verify import verify
-from server.writing import stream
+from server.decoding.nudged import Nudged
+from server.decoding.speculation.predraft import read_along
+from server.decoding.speculation.verify import verify
+from server.decoding.stream import stream
+from server.engines.vllm.engine import VllmEngine
+from server.serving.registry import Registry
 
 
 @dataclass(frozen=True)

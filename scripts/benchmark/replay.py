@@ -20,8 +20,8 @@ from scripts.benchmark.measure import Run, System, timed
 from scripts.benchmark.pairs import Pair
 from server.core import Message, SamplingParams, TokenIds, Usage
 from server.engines.base import Session, Token, TurnParams
-from server.engines.vllm import VllmEngine
-from server.registry import Registry
+from server.engines.vllm.engine import VllmEngine
+from server.serving.registry import Registry
 
 GREEDY = SamplingParams(temperature=0)
 CHUNK = 16

@@ -1,7 +1,7 @@
 """Who may ask: API keys.
 
 Knows: where keys are written, what is kept of them, and which routes need none. Does not know:
-what a key may do (`server.api.gate` counts what it has running).
+what a key may do (`server.api.admission` counts what it has running).
 
 Of a key only its SHA-256 is kept, and it is never logged or sent back.
 """

@@ -13,14 +13,16 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from server import __version__, tracing
-from server.api import errors, generation, playground, schemas, status, tokens
+from server import __version__
+from server.api import errors, playground, schemas, status, tokens
 from server.api.access import Access, Keys
-from server.api.gate import Gate, Places
+from server.api.admission import Gate, Places
 from server.api.middleware import BodyLimit, Envelope, Failures
+from server.api.openai import routes as generation
 from server.api.watch import Watching
-from server.metrics import Metrics
-from server.registry import Registry
+from server.serving.registry import Registry
+from server.telemetry import tracing
+from server.telemetry.metrics import Metrics
 
 
 def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, None]]) -> FastAPI:

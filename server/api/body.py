@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from server.api import errors
 from server.api.errors import ApiError
 from server.api.limits import check_request
-from server.api.protocol import Generation
+from server.api.openai.requests import Generation
 
 MAX_NESTED = 100_000
 """Lists and objects in one body. Each is an object of Python's, made on the event loop."""

@@ -1,7 +1,7 @@
 """What one request may ask for: how many answers, and how long a prompt.
 
 Knows: the limits of the settings, and which requests have what. Does not know: how a prompt is
-rendered, who waits for whom (`server.api.gate`).
+rendered, who waits for whom (`server.api.admission`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from functools import lru_cache
 
 from fastapi import Request
 
-from server.api.conversation import Conversation
+from server.api.admission import Gate, Ticket
 from server.api.errors import ApiError
-from server.api.gate import Gate, Ticket
-from server.api.protocol import ChatRequest, CompletionRequest, Generation
+from server.api.openai.messages import Conversation
+from server.api.openai.requests import ChatRequest, CompletionRequest, Generation
 from server.config import ServerSettings
 from server.core import ContextLengthExceeded
-from server.registry import Registry, Served
-from server.text import Tokenizer
-from server.writing import Writer
+from server.decoding.stream import Writer
+from server.serving.registry import Registry, Served
+from server.text.tokenizer import Tokenizer
 
 MESSAGE_BYTES = 64
 """What a message costs beside its text, in bytes of text."""
@@ -57,7 +57,7 @@ def check_tools(registry: Registry, body: Conversation, served: Served) -> None:
 
 
 def take_ticket(request: Request, answers: int, priority: int) -> Ticket:
-    """The request's place, which `server.api.gate.Places` gives back.
+    """The request's place, which `server.api.admission.Places` gives back.
 
     Raises `ApiError` (429, 503).
     """

@@ -27,8 +27,8 @@ from server.api.schemas import (
     Version,
     responses,
 )
-from server.metrics import Metrics
-from server.registry import Registry, Served
+from server.serving.registry import Registry, Served
+from server.telemetry.metrics import Metrics
 
 
 class _Readable(APIRoute):

@@ -13,19 +13,19 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from server.api.body import body_schema, read
-from server.api.conversation import (
+from server.api.limits import check_tools
+from server.api.openai.messages import (
     Conversation,
     DetokenizeRequest,
     TemplateRequest,
     TokenizeMessages,
     TokenizeRequest,
 )
-from server.api.limits import check_tools
 from server.api.schemas import Detokenized, Templated, Tokenized, responses
 from server.core import InvalidRequest, PromptPair, joined
-from server.registry import Registry, Served
-from server.side import without_last_space
-from server.text import Tokenizer
+from server.decoding.handover import without_last_space
+from server.serving.registry import Registry, Served
+from server.text.tokenizer import Tokenizer
 
 _FAILURES = (400, 401, 404, 413, 415, 503, 504)
 
@@ -72,7 +72,7 @@ def routes(registry: Registry) -> APIRouter:
         def respond() -> Response:
             if isinstance(body, TokenizeMessages):
                 pair = prompts(served, body)
-                # As `server.side` does it: an answer's first token brings this space along.
+                # As in an answer, whose first token brings this space along.
                 prompt, _ = without_last_space(getattr(pair, role))
                 tokens = info.tokenizer.encode_prompt(prompt)
             else:

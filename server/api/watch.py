@@ -23,14 +23,14 @@ from starlette.requests import Request
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server import logs
 from server.api import playground
 from server.api.observed import ObservedAnswer
 from server.core import AnswerRequest, Finished, Piece, Usage
-from server.metrics import Metrics
-from server.registry import Served
-from server.tracing import Span, Tracing, Value
-from server.writing import Writer
+from server.decoding.stream import Writer
+from server.serving.registry import Served
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
+from server.telemetry.tracing import Span, Tracing, Value
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -206,7 +206,7 @@ class Watch:
         )
 
     def _unfinished(self, status: int) -> str | None:
-        """Why an answer has no end: of `server.metrics.FINISHED_REASONS`."""
+        """Why an answer has no end: of `server.telemetry.metrics.FINISHED_REASONS`."""
         if status == CLIENT_LEFT or self._error == "cancelled":
             return "abort"
         return "error" if status >= 500 or self._error is not None else None

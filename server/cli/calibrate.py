@@ -35,7 +35,7 @@ from server.evaluation.runs import Setup, Tick, answer_all, answers
 from server.evaluation.scorers import Scorer
 from server.evaluation.store import Store
 from server.evaluation.systems import System, parse, to_gammas
-from server.registry import Registry
+from server.serving.registry import Registry
 
 GAMMAS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"
 

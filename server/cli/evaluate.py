@@ -34,7 +34,7 @@ from server.evaluation.runs import Setup, Tick, answer_all, answers
 from server.evaluation.scorers import Scorer
 from server.evaluation.store import Store
 from server.evaluation.systems import parse_all
-from server.registry import Registry
+from server.serving.registry import Registry
 
 
 def evaluate(

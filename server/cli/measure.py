@@ -25,7 +25,7 @@ from server.evaluation.data import Data, EvaluationError
 from server.evaluation.report import About
 from server.evaluation.runs import Setup, Tick, check_prompts
 from server.evaluation.store import Store
-from server.registry import Registry
+from server.serving.registry import Registry
 
 Work = Callable[[Registry, Tick], Awaitable[None]]
 

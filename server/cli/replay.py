@@ -1,7 +1,7 @@
 """``nudge replay``: a stored answer, again, at another γ.
 
 Knows: whom to ask for the new answer, and how two answers are shown beside each other. Does not
-know: which decisions differ (`server.whatif`), the form of a trace (`server.api.stored`).
+know: which decisions differ (`server.decoding.whatif`), the form of a trace (`server.api.traces`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from rich.text import Text
 from server import config
 from server.cli.terminal import err, load, out, progress, say_error
 from server.core import NudgeError
-from server.whatif import Comparison, Flip
+from server.decoding.whatif import Comparison, Flip
 
 if TYPE_CHECKING:
-    from server.api.stored import StoredTrace
+    from server.api.traces import StoredTrace
 
 TIMEOUT = httpx.Timeout(10, read=660)
 """Seconds; a server gives an answer up after 600 unless it is told otherwise."""
@@ -91,7 +91,7 @@ def _read(path: Path) -> StoredTrace:
     from pydantic import ValidationError
 
     from server.api.errors import as_api_error
-    from server.api.stored import StoredTrace
+    from server.api.traces import StoredTrace
 
     try:
         return StoredTrace.model_validate_json(path.read_bytes())
@@ -130,7 +130,7 @@ async def _ask_engines(settings: config.Settings, trace: StoredTrace, gamma: flo
 @asynccontextmanager
 async def _application(settings: config.Settings) -> AsyncIterator[httpx.ASGITransport]:
     from server.api.app import create_app
-    from server.registry import Registry
+    from server.serving.registry import Registry
 
     async def nothing() -> None:
         """The engines are started here: a transport has no beginning and end of its own."""
@@ -148,7 +148,7 @@ async def _application(settings: config.Settings) -> AsyncIterator[httpx.ASGITra
 async def _ask(client: httpx.AsyncClient, trace: StoredTrace, gamma: float) -> StoredTrace:
     from pydantic import ValidationError
 
-    from server.api.stored import StoredTrace
+    from server.api.traces import StoredTrace
 
     body, settings = trace.asked_again(gamma)
     response = await client.post("/v1/chat/completions", json=body)

@@ -20,14 +20,15 @@ import typer
 import uvicorn
 import uvloop
 
-from server import __version__, config, doctor, logs
+from server import __version__, config, doctor
 from server.cli.terminal import ConfigOption, load, out, progress, say_error, say_warning
 from server.core import NudgeError
 from server.doctor import machine
 from server.doctor import settings as checks
+from server.telemetry import logs
 
 if TYPE_CHECKING:
-    from server.api.gate import Gate
+    from server.api.admission import Gate
 
 
 def serve(
@@ -66,8 +67,8 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
     """Returns the exit code: 0 where it was told to end, 1 where it gave up."""
     from server.api.app import create_app
     from server.api.connection import Connection
-    from server.registry import Registry
-    from server.supervisor import supervise
+    from server.serving.registry import Registry
+    from server.serving.supervisor import supervise
 
     try:
         # Before a minute is spent on loading models.

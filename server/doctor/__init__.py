@@ -21,7 +21,7 @@ from server.doctor.memory import Device, Tenant
 from server.doctor.pair import Half
 from server.doctor.report import Finding, Notes
 from server.doctor.weights import Weights
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 CHATS, LENGTH = 16, 2048
 """What the memory plan is made for, where nobody says."""

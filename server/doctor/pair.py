@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from server.config import ModelSettings
 from server.core import ConfigError, InvalidRequest, Message, joined
+from server.decoding.speculation.drafts import share_ids
+from server.decoding.strategies import misfits
 from server.doctor.report import Notes
-from server.drafts import share_ids
-from server.pairs import misfits
-from server.prompts import Prompts, base_template
-from server.text import Tokenizer
+from server.text.prompts import Prompts, base_template
+from server.text.tokenizer import Tokenizer
 
 _ANSWER = "It is green."
 _CHAT = (Message("user", "Which colour is grass?"), Message("assistant", _ANSWER))

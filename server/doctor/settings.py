@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ssl
 
-from server import config, tracing
+from server import config
 from server.api.access import Keys
 from server.core import ConfigError
 from server.doctor import machine
-from server.prompts import base_template
+from server.telemetry import tracing
+from server.text.prompts import base_template
 
 
 def problems(settings: config.Settings) -> list[str]:

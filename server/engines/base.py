@@ -11,7 +11,7 @@ The contract, which ``tests/contract`` holds every implementation to:
    p1 == γ is taken. The same goes for its end of text.
    Penalties, bias, ``not_before`` and grammar change what is drawn, over all that the session
    holds after its prompt, whoever wrote it.
-4. With ``word`` it stops after one word (`server.text.Word`) in the same way.
+4. With ``word`` it stops after one word (`server.text.words.Word`) in the same way.
 5. Tokens not taken are not in the context of the next ``generate``. Tokens yielded are, until
    ``extend(..., drop=n)`` takes the last n of them back.
 6. Closing the generator aborts the work in the engine at once; ``aclose`` of the session does
@@ -32,7 +32,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from server.core import Grammar, SamplingParams, TokenIds
-from server.text import Tokenizer, Word
+from server.text.tokenizer import Tokenizer
+from server.text.words import Word
 
 
 @dataclass(frozen=True, slots=True)

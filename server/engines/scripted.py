@@ -16,8 +16,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
 from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
-from server.grammars.follow import Follower, Vocabulary
-from server.text import Part, Tokenizer
+from server.text.grammar.follow import Follower, Vocabulary
+from server.text.tokenizer import Tokenizer
+from server.text.words import Part
 
 Distribution = Callable[[Sequence[int], Sequence[int]], Sequence[tuple[int, float]]]
 """(prompt ids, ids after it) → the next token's candidates as (id, probability), best first."""

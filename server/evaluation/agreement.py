@@ -16,13 +16,13 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from server.core import PromptPair, SamplingParams
+from server.decoding.handover import Side, without_last_space
+from server.decoding.mixtures import LOOK
 from server.engines.base import Engine, Token, TurnEnd, TurnParams
 from server.evaluation.data import Data, Item
 from server.evaluation.runs import Setup, Tick, each
 from server.evaluation.store import Store
-from server.mixtures import LOOK
-from server.registry import Registry
-from server.side import Side, without_last_space
+from server.serving.registry import Registry
 
 SYSTEM = "agreement"
 """The name under which the positions of an answer are kept."""

@@ -21,11 +21,11 @@ from server.core import (
     SamplingParams,
     Usage,
 )
+from server.decoding.stream import stream
 from server.evaluation.data import Data, EvaluationError, Item
 from server.evaluation.store import Store
 from server.evaluation.systems import System
-from server.registry import Registry
-from server.writing import stream
+from server.serving.registry import Registry
 
 Tick = Callable[[str], None]
 """Called with a system's name when one of its results is there."""

@@ -16,8 +16,8 @@ from typing import get_args
 
 from server.config import ModelSettings
 from server.core import NudgingConfig, Policy
+from server.decoding.mixtures import MIXTURES
 from server.evaluation.data import EvaluationError
-from server.mixtures import MIXTURES
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 

@@ -23,7 +23,7 @@ from server.api.app import create_app
 from server.cli import app
 from server.config import ServerSettings, load
 from server.core import ConfigError
-from server.registry import Registry
+from server.serving.registry import Registry
 from tests.conftest import ROOT, Server, serve
 
 LIMITS = ROOT / "tests" / "limits.yaml"

@@ -14,7 +14,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server import metrics
+from server.telemetry import metrics
 from tests.conftest import ROOT, Server, serve
 
 QUESTION = [{"role": "user", "content": "Hi"}]

@@ -27,7 +27,7 @@ from schemathesis.specs.openapi.checks import (
 
 from server.api.app import create_app
 from server.config import load
-from server.registry import Registry
+from server.serving.registry import Registry
 from tests.conftest import REPEATABLE, ROOT, Server
 
 Json = dict[str, Any]

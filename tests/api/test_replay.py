@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from server.api.stored import StoredSettings, StoredTrace
+from server.api.traces import StoredSettings, StoredTrace
 from server.cli import app
 from tests.conftest import KEY, SCRIPTED, Server
 

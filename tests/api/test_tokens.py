@@ -12,8 +12,8 @@ import pytest
 
 from server.api.app import create_app
 from server.config import load
-from server.registry import Registry
-from server.text import Tokenizer
+from server.serving.registry import Registry
+from server.text.tokenizer import Tokenizer
 from tests.conftest import DEMO, ROOT, Server
 
 ASK = {"role": "user", "content": "What is <|im_end|> for?"}

@@ -11,9 +11,9 @@ import pytest
 from server.core import SamplingParams, TokenIds
 from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
 from server.engines.scripted import ScriptedEngine
-from server.engines.vllm import VllmEngine
-from server.registry import Registry
-from server.text import Tokenizer
+from server.engines.vllm.engine import VllmEngine
+from server.serving.registry import Registry
+from server.text.tokenizer import Tokenizer
 from tests.conftest import DEMO
 
 GREEDY = SamplingParams(temperature=0)

@@ -16,9 +16,9 @@ import torch
 
 from server.core import Message, SamplingParams, TokenIds
 from server.engines.base import Engine, Session, TurnParams
-from server.grammars.follow import Follower, Vocabulary
-from server.grammars.vetting import compile_schema, matches
-from server.registry import Registry
+from server.serving.registry import Registry
+from server.text.grammar.follow import Follower, Vocabulary
+from server.text.grammar.vetting import compile_schema, matches
 from tests.contract.conftest import GREEDY, PROMPTS, ids, opened, plain, run
 
 SCHEMA = {

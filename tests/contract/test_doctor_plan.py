@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server import doctor
 from server.doctor import machine
-from server.registry import Registry
+from server.serving.registry import Registry
 
 
 async def test_the_planned_kv_cache_is_the_engines(registry: Registry):

@@ -14,7 +14,7 @@ import pytest
 
 from server.core import SamplingParams
 from server.engines.base import Engine, Token, TurnEnd, TurnParams
-from server.text import Part, Word
+from server.text.words import Part, Word
 from tests.contract.conftest import GREEDY, PROMPTS, ids, opened, plain, run
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from server.baselines import Alone
 from server.core import AnswerRequest, Message, NudgingConfig, PromptPair, SamplingParams, joined
+from server.decoding.alone import Alone
+from server.decoding.mixtures import Mixed
 from server.engines.base import Engine
-from server.mixtures import Mixed
-from server.registry import Registry
+from server.serving.registry import Registry
 from tests.conftest import DEMO
 from tests.contract.test_laws import QUESTIONS, answer, text
 

@@ -13,7 +13,6 @@ from contextlib import aclosing
 
 import pytest
 
-from server.baselines import Alone
 from server.core import (
     AnswerRequest,
     Finished,
@@ -23,12 +22,13 @@ from server.core import (
     PromptPair,
     SamplingParams,
 )
-from server.eager import read_along
-from server.grammars.vetting import compile_schema
-from server.orchestrator import Nudged
-from server.registry import Registry, Served
-from server.verify import verify
-from server.writing import Writer, stream
+from server.decoding.alone import Alone
+from server.decoding.nudged import Nudged
+from server.decoding.speculation.predraft import read_along
+from server.decoding.speculation.verify import verify
+from server.decoding.stream import Writer, stream
+from server.serving.registry import Registry, Served
+from server.text.grammar.vetting import compile_schema
 
 GREEDY = SamplingParams(temperature=0)
 GAMMAS = [0.0, 0.2, 0.4, 0.7, 0.95, 1.0, 1.5]

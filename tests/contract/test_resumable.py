@@ -9,11 +9,11 @@ from contextlib import aclosing, contextmanager
 import pytest
 
 from server.core import AnswerRequest, Finished, Piece, SamplingParams
+from server.decoding.stream import stream
 from server.engines.base import TurnParams
-from server.engines.vllm import VllmEngine
-from server.engines.vllm_resumable import Capacity
-from server.registry import Registry
-from server.writing import stream
+from server.engines.vllm.engine import VllmEngine
+from server.engines.vllm.resumable import Capacity
+from server.serving.registry import Registry
 from tests.conftest import DEMO
 from tests.contract.conftest import GREEDY, opened, run
 from tests.contract.test_laws import QUESTIONS, WISHES, answer, nudged, text
@@ -120,7 +120,7 @@ async def test_it_can_be_switched_off(registry: Registry, monkeypatch: pytest.Mo
 
 
 async def test_a_turn_longer_than_a_grant_goes_on(registry: Registry, monkeypatch):
-    monkeypatch.setattr("server.engines.vllm_session.AHEAD", 8)
+    monkeypatch.setattr("server.engines.vllm.session.AHEAD", 8)
     request = AnswerRequest(GREEDY, max_tokens=100, ignore_eos=True)
     found = []
     for blocks in (0, 1000):

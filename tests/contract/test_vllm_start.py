@@ -7,7 +7,7 @@ import multiprocessing
 import pytest
 
 from server.core import ConfigError, EngineUnavailable
-from server.engines.vllm import VllmEngine
+from server.engines.vllm.engine import VllmEngine
 from tests.conftest import DEMO
 
 ARGS = {"model": str(DEMO / "aligned"), "max_model_len": 64, "kv_cache_memory_bytes": 2**24}

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from server.api.stored import StoredTrace
+from server.api.traces import StoredTrace
 from tests.conftest import KEY, ROOT, Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

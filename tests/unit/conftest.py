@@ -19,7 +19,7 @@ from hypothesis import settings
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 settings.register_profile("unit", max_examples=100, deadline=None)
 settings.load_profile("unit")

@@ -18,7 +18,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.registry import Registry
+from server.serving.registry import Registry
 
 _FOLDER = Path(__file__).parent / "static"
 _TYPES = {

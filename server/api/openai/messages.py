@@ -1,0 +1,211 @@
+"""The schemas of what the models read: messages, and how the prompts made of them end.
+
+Knows: these fields, their types and limits, what refuses a field that isn't served, and the
+requests of the routes that only show prompts. Does not know: how an answer is asked for, engines.
+Source: OpenAI's API reference for messages; vLLM's server for the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    RootModel,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from server.api.fields import (
+    MAX_ITEMS,
+    ModelName,
+    Some,
+    Strict,
+    TokenIdList,
+    empty,
+    only,
+    refuse,
+    refused,
+)
+from server.core import Message
+from server.text.prompts import PromptEnd
+
+MAX_TOKENS = 2**18
+"""That are spelled out at once."""
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Strict):
+    """``content`` may be null in an assistant's message alone: a refusal, or one that called a
+    tool instead of saying something."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Some[TextPart] | None = Field(None, validate_default=True)
+    refusal: str | None = None
+    name: str | None = None
+
+    @field_validator("content")
+    @classmethod
+    def _says_something(cls, content: Any, info: ValidationInfo) -> Any:
+        if content is None and info.data.get("role") not in ("assistant", None):
+            raise ValueError(f"a message of role {info.data['role']!r} needs content")
+        return content
+
+    @property
+    def text(self) -> str:
+        if self.content is None:
+            return self.refusal or ""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content)
+
+    def message(self) -> Message:
+        # OpenAI: `developer` is the newer name of `system`.
+        return Message("system" if self.role == "developer" else self.role, self.text)
+
+
+class Conversation(Strict):
+    """Messages, and how the prompts made of them end.
+
+    add_generation_prompt: whether the assistant's next turn begins; unset: yes.
+    continue_final_message: whether the answer goes on with the last message, an assistant's.
+    tools: no model is told of them; whether that is an error is for the served model to say.
+    """
+
+    messages: Annotated[Some[ChatMessage], Field(min_length=1)]
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=1024)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    tools: Some[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_endless(cls, data: Any) -> Any:
+        """So many parts in all as in one message."""
+        messages = data.get("messages") if isinstance(data, dict) else None
+        if isinstance(messages, list):
+            contents = (each.get("content") for each in messages if isinstance(each, dict))
+            if sum(len(each) for each in contents if isinstance(each, list)) > MAX_ITEMS:
+                raise refused("messages", f"messages: more than {MAX_ITEMS} content parts")
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_for_templates(cls, data: Any) -> Any:
+        return refuse(data, {"chat_template": empty, "documents": empty})
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _own_kwargs(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        # These are the server's own arguments of the template call.
+        for name in (
+            "tokenize",
+            "add_generation_prompt",
+            "chat_template",
+            "conversation",
+            "continue_final_message",
+        ):
+            if name in (kwargs or {}):
+                raise ValueError(f"{name!r} can't be set here")
+        return kwargs
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Conversation:
+        name = "continue_final_message"
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise refused(name, f"{name!r} and 'add_generation_prompt' can't both be true")
+            if self.messages[-1].role != "assistant":
+                raise refused(name, f"{name!r} needs a last message of role 'assistant'")
+        return self
+
+    @property
+    def offers_tools(self) -> bool:
+        """Whether the model may call some."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def demands_tools(self) -> bool:
+        """Whether an answer without a call would be wrong."""
+        return self.offers_tools and self.tool_choice not in (None, "auto")
+
+    def conversation(self) -> list[Message]:
+        return [message.message() for message in self.messages]
+
+    @property
+    def prompt_end(self) -> PromptEnd:
+        if self.continue_final_message:
+            return "continued"
+        return "closed" if self.add_generation_prompt is False else "open"
+
+
+class TemplateRequest(Conversation):
+    """``POST /apply-template``"""
+
+    model: ModelName
+
+
+class TokenizeMessages(Conversation):
+    """``POST /tokenize`` for a conversation: the tokens that the model reads for a chat."""
+
+    model: ModelName
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_for_messages(cls, data: Any) -> Any:
+        # The tokens are those of a chat, and what is in front of them there is so here.
+        neutral = {"prompt": only(), "add_special_tokens": only()}
+        return refuse(data, neutral, "can't go with 'messages'")
+
+
+class TokenizePrompt(Strict):
+    """``POST /tokenize`` for a text."""
+
+    model: ModelName
+    prompt: str
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_for_a_prompt(cls, data: Any) -> Any:
+        neutral = {
+            "add_generation_prompt": only(True),
+            "continue_final_message": only(False),
+            "chat_template_kwargs": empty,
+        }
+        return refuse(data, neutral, "needs 'messages'")
+
+
+def _kind(data: Any) -> str:
+    messages = isinstance(data, dict) and data.get("messages") is not None
+    return "[messages]" if messages else "[prompt]"
+
+
+class TokenizeRequest(
+    # The brackets: no part of the path that an error names.
+    RootModel[
+        Annotated[
+            Annotated[TokenizeMessages, Tag("[messages]")]
+            | Annotated[TokenizePrompt, Tag("[prompt]")],
+            Discriminator(_kind),
+        ]
+    ]
+):
+    """``POST /tokenize``"""
+
+
+class DetokenizeRequest(Strict):
+    """``POST /detokenize``"""
+
+    model: ModelName
+    tokens: Annotated[TokenIdList, Field(max_length=MAX_TOKENS)]

@@ -1,0 +1,196 @@
+"""An answer that was written, as a file: what was asked, under which settings, and who wrote what.
+
+Knows: the form of a stored trace (docs/playground.md), and what is wrong with one that isn't.
+Does not know: how an answer is written, shown or compared. The playground writes and reads the
+same form (``playground/static/trace.js``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from server.api.openai.requests import ChatRequest
+from server.api.schemas import Usage
+from server.core import FinishReason, Policy, Speaker, StopReason
+from server.decoding.whatif import Comparison, compare
+
+Json = dict[str, Any]
+
+FORMAT = "nudge-trace"
+VERSION = 1
+
+_OURS = ("nudging", "stream", "stream_options")
+"""Fields of a request that a stored one leaves out: its ``nudging`` is beside it, and how an
+answer was sent is no part of it."""
+
+
+class _Part(BaseModel):
+    # Unknown keys are ignored, so that a later server may add some to the same version.
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class Token(_Part):
+    """What the base model would have written at a position where it gave way."""
+
+    text: str
+    top_prob: float = Field(ge=0, le=1)
+
+
+class StoredPiece(_Part):
+    text: str
+    speaker: Speaker
+    top_prob: float = Field(ge=0, le=1)
+    rejected: Token | None = None
+
+
+class StoredSettings(_Part):
+    """Every setting of the policy, the served model's own where the request left them."""
+
+    gamma: float = Field(ge=0, allow_inf_nan=False)
+    policy: Policy
+    start: Speaker
+    end_lookahead: int = Field(ge=0)
+    max_rounds: int | None = Field(ge=1)
+
+
+class StoredAnswer(_Part):
+    text: str
+    finish_reason: FinishReason
+    stop_reason: StopReason
+    rounds: int = Field(ge=0)
+    pieces: list[StoredPiece]
+    rejected: Token | None = None
+
+
+class StoredTrace(_Part):
+    """One answer to a chat.
+
+    created: when, in seconds since 1970, as OpenAI's objects say it. server: the
+    ``system_fingerprint``. request: the body that was sent, without `_OURS`. nudging: None where
+    one model answered alone.
+    """
+
+    format: Literal["nudge-trace"]
+    version: Literal[1]
+    created: int
+    server: str
+    request: Json
+    nudging: StoredSettings | None
+    answer: StoredAnswer
+    usage: Usage
+
+    @field_validator("format", "version", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if value not in (FORMAT, VERSION):
+            raise ValueError(f"this is no trace that can be read; it must be {FORMAT} {VERSION}")
+        return value
+
+    @field_validator("request")
+    @classmethod
+    def _one_chat(cls, request: Json) -> Json:
+        for name in _OURS:
+            if name in request:
+                raise ValueError(f"{name!r} has no place in a stored request")
+        if ChatRequest.model_validate(request).samples != 1:
+            raise ValueError("a trace is of one answer; 'n' must be 1")
+        return request
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> StoredTrace:
+        answer, nudging = self.answer, self.nudging
+        if nudging is not None and nudging.policy == "reference":
+            return self  # its pieces are texts before the clean-up, without probabilities
+        if "".join(piece.text for piece in answer.pieces) != answer.text:
+            raise ValueError("answer.pieces don't join to answer.text")
+        if nudging is None:
+            return self
+        if not self.usage.nudging:
+            raise ValueError(
+                "usage.nudging is missing: one model wrote it, so nudging must be null"
+            )
+        if "response_format" in self.request:
+            return self
+        for number, piece in enumerate(answer.pieces):
+            where = f"answer.pieces.{number}"
+            if piece.speaker == "base" and piece.top_prob < nudging.gamma:
+                raise ValueError(f"{where}: the base model wrote it, with p1 under gamma")
+            if piece.rejected and piece.rejected.text and piece.rejected.top_prob >= nudging.gamma:
+                raise ValueError(f"{where}.rejected: it has p1 of gamma or more")
+        return self
+
+    @classmethod
+    def of(cls, request: Json, nudging: StoredSettings, response: Json) -> StoredTrace:
+        """What a server answered, not streamed and with a trace.
+
+        Raises `ValidationError` or `LookupError` where the response is something else.
+        """
+        choice = response["choices"][0]
+        trace = dict(choice["nudging"])
+        return cls.model_validate(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "created": response["created"],
+                "server": response["system_fingerprint"],
+                "request": request,
+                "nudging": nudging.model_dump(),
+                "answer": {
+                    "text": choice["message"]["content"],
+                    "finish_reason": choice["finish_reason"],
+                    **trace,
+                },
+                "usage": response["usage"],
+            }
+        )
+
+    def stored(self) -> Json:
+        """As it is written to a file."""
+        return self.model_dump(exclude_none=True) | {
+            "nudging": None if self.nudging is None else self.nudging.model_dump()
+        }
+
+    @property
+    def not_comparable(self) -> str | None:
+        """Why another γ means nothing to this answer; None where it does."""
+        if self.nudging is None:
+            return "one model wrote it alone, so no decision in it depends on gamma"
+        if self.nudging.policy != "nudging":
+            return "the policy 'reference' records no probabilities to decide by"
+        return None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the same models must repeat this answer up to the first other decision: it is
+        greedy, and p1 is of what is drawn."""
+        request = ChatRequest.model_validate(self.request)
+        neutral = {"repetition_penalty": 1}
+        adjusted = (
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+            "logit_bias",
+            "response_format",
+        )
+        return request.temperature == 0 and not any(
+            (value := getattr(request, name)) and value != neutral.get(name) for name in adjusted
+        )
+
+    def at(self, gamma: float) -> Comparison:
+        """What this answer says about another γ."""
+        assert self.nudging is not None
+        return compare(
+            self.answer.pieces,
+            self.answer.rejected,
+            recorded=self.nudging.gamma,
+            start=self.nudging.start,
+            gamma=gamma,
+        )
+
+    def asked_again(self, gamma: float) -> tuple[Json, StoredSettings]:
+        """The body to send for the same answer at γ', and its settings."""
+        assert self.nudging is not None
+        settings = self.nudging.model_copy(update={"gamma": gamma})
+        return self.request | {"nudging": settings.model_dump() | {"trace": True}}, settings

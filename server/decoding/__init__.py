@@ -1,0 +1,1 @@
+"""How an answer is written: the strategies, and what they have in common."""

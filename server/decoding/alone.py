@@ -1,0 +1,221 @@
+"""What nudging is compared with: one model alone, and the authors' own procedure.
+
+Knows: how each is written with engine sessions. Does not know: OpenAI's schemas, vLLM.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from server.core import (
+    AnswerRequest,
+    Finished,
+    NudgingConfig,
+    Piece,
+    PromptPair,
+    PromptText,
+    Rejected,
+    SamplingParams,
+    ScoredToken,
+    Speaker,
+    StopReason,
+    TokenIds,
+    Usage,
+)
+from server.decoding.handover import Growing, Side, check_fits
+from server.decoding.reference import CHUNK, ROUNDS, Ask, Completion, NoRoom, reference
+from server.engines.base import Engine, TurnEnd, TurnParams
+
+
+class Alone:
+    """An answer by one of the models alone: plain decoding, the pair's own prompt."""
+
+    rewrites = False
+    text: str | None = None
+    rejected: Rejected | None = None
+    stop_reason: StopReason
+
+    def __init__(
+        self,
+        engine: Engine,
+        speaker: Speaker,
+        prompt: PromptText | TokenIds,
+        request: AnswerRequest,
+        spelled: str | None = None,
+    ) -> None:
+        """
+        Args:
+            prompt: as ids it is read verbatim.
+            spelled: the text that was read as these ids.
+
+        Raises `ContextLengthExceeded`.
+        """
+        self.side = Side(engine, speaker, prompt, verbatim=request.grammar is not None)
+        self.request = request
+        self._read = prompt
+        self._spelled = spelled
+
+    async def pieces(self) -> AsyncGenerator[Piece]:
+        side, request = self.side, self.request
+        try:
+            if request.prompt_logprobs or not request.limit:
+                read = await self._reading()
+                if read is not None:
+                    yield read
+            if not request.limit:
+                self.stop_reason = "length"
+                return
+            params = TurnParams(
+                sampling=request.sampling,
+                max_tokens=request.limit,
+                stop_token_ids=request.stop_token_ids,
+                not_before=request.not_before(side.info.stop_ids, 0),
+                grammar=request.grammar,
+                top=request.top_logprobs or 1,
+            )
+            growing = Growing(side, scores=request.top_logprobs is not None)
+            last: Piece | None = None
+            async with aclosing(side.session.generate(params)) as events:
+                async for event in events:
+                    if isinstance(event, TurnEnd):
+                        self._end(event)
+                        last = growing.end(event.rejected)
+                        break
+                    growing.take(event)
+                    if (piece := growing.whole()) is not None:
+                        yield piece
+            if last is not None:
+                yield last
+        finally:
+            await side.session.aclose()
+
+    async def _reading(self) -> Piece | None:
+        """The prompt is read. Its tokens, where they are asked for."""
+        side, request = self.side, self.request
+        scores = await side.session.score(request.top_logprobs or 1)
+        if request.prompt_logprobs and isinstance(self._read, list):
+            scored = side.scored_prompt(self._read, self._spelled, scores)
+            return Piece("", side.speaker, 1.0, 0, scored=tuple(scored))
+        return None
+
+    def _end(self, end: TurnEnd) -> None:
+        if end.rejected is not None and end.rejected.id in self.request.stop_token_ids:
+            self.stop_reason = "stop_token"
+        elif end.reason == "stop":
+            self.stop_reason = "end_of_text" if self.side.speaker == "base" else "aligned_end"
+        else:
+            self.stop_reason = "context" if self.side.room <= 0 else "length"
+
+    def usage(self) -> Usage:
+        side = self.side
+        if side.speaker == "base":
+            counts = Usage(
+                base_prompt_tokens=side.prompt_tokens,
+                base_tokens=side.tokens,
+                base_steps=side.session.steps,
+                base_prefilled=side.session.prefilled,
+            )
+        else:
+            counts = Usage(
+                aligned_prompt_tokens=side.prompt_tokens,
+                aligned_tokens=side.tokens,
+                aligned_steps=side.session.steps,
+                aligned_prefilled=side.session.prefilled,
+            )
+        return replace(counts, discarded_tokens=side.session.steps - side.tokens)
+
+
+class Referenced:
+    """An answer by the policy ``reference``: the whole text at the end, in `Finished.text`.
+
+    The pieces are the rounds, in order: one of the aligned model each (also when it is empty),
+    and one of the base model where it wrote. They join to the text before its clean-up.
+    """
+
+    rewrites = True
+    rejected: Rejected | None = None
+
+    def __init__(
+        self,
+        base: Engine,
+        aligned: Engine,
+        prompt: PromptPair,
+        request: AnswerRequest,
+        config: NudgingConfig,
+    ) -> None:
+        self.engines: dict[Speaker, Engine] = {"base": base, "aligned": aligned}
+        self.prompts: dict[Speaker, PromptText] = {"base": prompt.base, "aligned": prompt.aligned}
+        self.prompt_tokens: dict[Speaker, int] = {}
+        for speaker, engine in self.engines.items():
+            # Checked here, so that a prompt that is too long fails before the answer starts.
+            self.prompt_tokens[speaker] = len(self._ids(speaker, ""))
+            check_fits(self.prompt_tokens[speaker], engine, speaker)
+        self.request = request
+        self.config = config
+        self.text: str | None = None
+        self.stop_reason: StopReason
+        self._steps: dict[Speaker, int] = {"base": 0, "aligned": 0}
+        self._prefilled: dict[Speaker, int] = {"base": 0, "aligned": 0}
+        self._tokens: dict[Speaker, int] = {"base": 0, "aligned": 0}
+        self._rounds = 0
+
+    async def pieces(self) -> AsyncGenerator[Piece]:
+        count = self.engines["aligned"].info.tokenizer.count
+        rounds = self.config.max_rounds or ROUNDS
+        steps = reference(self.config.gamma, self.request.limit, rounds, count)
+        try:
+            ask = next(steps)
+            while True:
+                completion = await self._complete(ask)
+                ask = steps.throw(NoRoom()) if completion is None else steps.send(completion)
+        except StopIteration as stop:
+            outcome = stop.value
+        self.text, self.stop_reason = outcome.text, outcome.stop_reason
+        self._rounds = len(outcome.rounds)
+        for nudge, base_text in outcome.rounds:
+            self._tokens["aligned"] += count(nudge)
+            yield Piece(nudge, "aligned", 0.0, 0)
+            if base_text:
+                self._tokens["base"] += count(base_text)
+                yield Piece(base_text, "base", 0.0, 0)
+
+    def _ids(self, speaker: Speaker, output: str) -> TokenIds:
+        """Prompt and output as one text, tokenized anew as the authors' requests are."""
+        *head, last = self.prompts[speaker] or ("",)
+        whole = (*head, last + output) if isinstance(last, str) else (*head, last, output)
+        return self.engines[speaker].info.tokenizer.encode_prompt(whole)
+
+    async def _complete(self, ask: Ask) -> Completion | None:
+        engine = self.engines[ask.speaker]
+        ids = self._ids(ask.speaker, ask.text)
+        if len(ids) >= engine.info.context_length:
+            return None
+        greedy = AnswerRequest(SamplingParams(temperature=0), max_tokens=CHUNK, top_logprobs=1)
+        writer = Alone(engine, ask.speaker, ids, greedy)
+        scored: list[ScoredToken] = []
+        async with aclosing(writer.pieces()) as pieces:
+            async for piece in pieces:
+                scored += piece.scored
+        self._steps[ask.speaker] += writer.side.session.steps
+        self._prefilled[ask.speaker] += writer.side.session.prefilled
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        tokens = [utf8.decode(token.data) for token in scored]  # a character is its last token's
+        finish = Finished(writer.stop_reason, writer.usage()).finish_reason
+        return Completion("".join(tokens), tokens, [token.top[0][1] for token in scored], finish)
+
+    def usage(self) -> Usage:
+        return Usage(
+            base_prompt_tokens=self.prompt_tokens["base"],
+            aligned_prompt_tokens=self.prompt_tokens["aligned"],
+            base_tokens=self._tokens["base"],
+            aligned_tokens=self._tokens["aligned"],
+            rounds=self._rounds,
+            base_steps=self._steps["base"],
+            aligned_steps=self._steps["aligned"],
+            discarded_tokens=max(0, sum(self._steps.values()) - sum(self._tokens.values())),
+            base_prefilled=self._prefilled["base"],
+            aligned_prefilled=self._prefilled["aligned"],
+        )

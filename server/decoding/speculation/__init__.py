@@ -1,0 +1,1 @@
+"""Words that are there before they are asked for. The text is the same with and without."""

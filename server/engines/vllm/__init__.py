@@ -1,0 +1,1 @@
+"""Engines on vLLM. Nothing outside this folder and its users' lazy imports knows vLLM."""

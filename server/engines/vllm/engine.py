@@ -1,0 +1,317 @@
+"""Engines on vLLM's AsyncLLM, in this process, one EngineCore process each.
+
+Knows: how an engine is started, placed on a device and stopped. Does not know: the policy, the
+other engine, HTTP. `processor` and `logits` run inside vLLM's processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+# vLLM reads these when it is imported. What an operator has set stays, but for the two that
+# this file can't work with: the V1 runner is pinned (docs/adr/0002), and the KV size on the CPU
+# is each engine's own, not one number for both.
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+for _name, _value in {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",  # of the engine processes, which inherit it
+}.items():
+    os.environ.setdefault(_name, _value)
+
+from pydantic import ValidationError
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
+from server.engines.base import EngineInfo, TurnParams
+from server.engines.vllm.lifeline import SERVER_PID
+from server.engines.vllm.resumable import Capacity
+from server.engines.vllm.session import Core, VllmSession
+from server.text.tokenizer import Tokenizer
+
+PROCESSOR = "server.engines.vllm.processor:NudgeStop"
+
+EXIT_S = 1.0
+"""How long an engine process may take to end before it is killed. It has nothing to save."""
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    """False for vLLM's traceback of the place in its own code where it noticed that an engine
+    had died. How it died is said by `VllmEngine.check_health`."""
+    return not (record.exc_info and isinstance(record.exc_info[1], EngineDeadError))
+
+
+logging.getLogger("vllm.v1.engine.async_llm").addFilter(_says_more)
+
+
+class VllmEngine:
+    """One model on one AsyncLLM. Made by `start`."""
+
+    def __init__(self, core: Core, processes: Sequence[BaseProcess]) -> None:
+        """``processes``: those that the engine started from here."""
+        self._core = core
+        self._llm = core.llm
+        self._processes = processes
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        args: Mapping[str, Any],
+        *,
+        device: str | None = None,
+        cpu_threads: int | None = None,
+        timeout_s: float = 1800.0,
+        turn_timeout_s: float = 300.0,
+        resumable: bool = True,
+    ) -> VllmEngine:
+        """Load the model; returns once it has answered a first request.
+
+        One at a time: two engines that start together disturb each other's memory profiling,
+        and were seen to hang.
+
+        Args:
+            name: the engine's name in the configuration.
+            args: fields of ``AsyncEngineArgs``; ``model`` is needed.
+            device: GPU index or indices as for CUDA_VISIBLE_DEVICES; None: vLLM's choice.
+            cpu_threads: threads that it computes with on the CPU; None: one for each core.
+            timeout_s: how long it may take.
+            turn_timeout_s: how long the next token of a turn may take, once it runs.
+            resumable: whether an answer's turns may go on in one request.
+
+        Raises:
+            ConfigError: an argument is wrong, or the model can't be loaded.
+            EngineUnavailable: it took too long.
+        """
+        if (device == "cpu") != current_platform.is_cpu() and device is not None:
+            build = "runs on the CPU only" if current_platform.is_cpu() else "needs a GPU"
+            raise ConfigError(
+                f"engine {name!r} is placed on device {device!r}, but this build of vLLM {build}"
+            )
+        engine_args = _engine_args(name, args)
+        children = set(multiprocessing.active_children())
+        loading = asyncio.create_task(
+            asyncio.to_thread(_construct, engine_args, device, cpu_threads)
+        )
+        started = False
+        try:
+            started = bool((await asyncio.wait({loading}, timeout=timeout_s))[0])
+        finally:
+            if not started:
+                # A thread can't be cancelled, but its constructor fails once its child is dead.
+                for child in set(multiprocessing.active_children()) - children:
+                    child.kill()
+                await asyncio.wait({loading}, timeout=10)
+        if not started:
+            raise EngineUnavailable(
+                f"engine {name!r} ({engine_args.model}) did not start within {timeout_s:.0f} s; "
+                "raise start_timeout_s in the config, or set VLLM_LOGGING_LEVEL=INFO to see why"
+            )
+        try:
+            llm = loading.result()
+        except Exception as error:
+            raise ConfigError(
+                f"engine {name!r} ({engine_args.model}) could not be started: "
+                f"{_first_line(error)} (VLLM_LOGGING_LEVEL=INFO shows vLLM's own log)"
+            ) from error
+        try:
+            model = llm.model_config
+            tokenizer = await asyncio.to_thread(
+                Tokenizer.load,
+                str(model.tokenizer),
+                revision=model.tokenizer_revision,
+                trust_remote_code=model.trust_remote_code,
+            )
+            info = EngineInfo(
+                name=name,
+                model=str(engine_args.model),
+                context_length=model.max_model_len,
+                tokenizer=tokenizer,
+                stop_ids=_stop_ids(model, tokenizer),
+            )
+            processes = [each for each in multiprocessing.active_children() if each not in children]
+            core = Core(llm, info, Capacity.of(llm.vllm_config), turn_timeout_s)
+            engine = cls(core, processes)
+            engine.resumable = resumable
+            await engine._warm_up()
+        except BaseException:
+            await _shut_down(llm)
+            raise
+        return engine
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._core.info
+
+    @property
+    def running(self) -> int:
+        return self._core.running
+
+    @property
+    def resumable(self) -> bool:
+        """Whether sessions may keep what they have read between turns. Can be set."""
+        return self._core.resumable
+
+    @resumable.setter
+    def resumable(self, wanted: bool) -> None:
+        self._core.resumable = wanted
+
+    @property
+    def alive(self) -> bool:
+        return not self._llm.errored
+
+    def open(self, prompt: TokenIds) -> VllmSession:
+        return VllmSession(self._core, prompt)
+
+    async def check_health(self) -> None:
+        try:
+            await self._llm.check_health()
+        except EngineDeadError as error:
+            raise EngineUnavailable(f"engine {self.info.name!r} died{self._how()}") from error
+
+    def _how(self) -> str:
+        """How its process ended, where that is known. (Signal 9 that nobody sent is the kernel's,
+        for want of memory.)"""
+        for code in (process.exitcode for process in self._processes):
+            if code is not None:
+                return f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
+        return ""
+
+    async def aclose(self) -> None:
+        await _shut_down(self._llm)
+
+    async def _warm_up(self) -> None:
+        """One short turn of each kind, so that the first answer is not the slow one."""
+        greedy = SamplingParams(temperature=0)
+        prompt = self.info.tokenizer.encode_prompt("Hello")
+        for params in (
+            TurnParams(greedy, max_tokens=2, stop_below=0.5),
+            TurnParams(greedy, max_tokens=2, word=()),
+            TurnParams(SamplingParams(temperature=1.0, top_p=0.9, seed=1), max_tokens=2),
+        ):
+            async with contextlib.aclosing(self.open(prompt)) as session:
+                async for _ in session.generate(params):
+                    pass
+
+
+async def _shut_down(llm: AsyncLLM) -> None:
+    """Any number of times, and of a dead engine too."""
+    if llm.output_handler is not None:
+        llm.output_handler.cancel()  # it would report the engine's end as a failure
+    # Joining the engine process blocks; the event loop has other answers to finish. It is
+    # done in a moment, and then spends seconds on ending its interpreter: not waited for.
+    await asyncio.to_thread(llm.shutdown, EXIT_S)
+
+
+def _engine_args(name: str, args: Mapping[str, Any]) -> AsyncEngineArgs:
+    defaults: dict[str, Any] = {
+        # generation_config.json would silently change what temperature and top_p mean.
+        "generation_config": "vllm",
+        "enable_prefix_caching": True,
+        "max_logprobs": -1,  # what a client may ask for is the API's to limit
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "logits_processors": [PROCESSOR],
+    }
+    if current_platform.is_cpu():
+        # Prefix caching works by whole blocks; 32 is the smallest the CPU backend takes.
+        defaults["block_size"] = 32
+    if "logits_processors" in args:
+        args = {**args, "logits_processors": [PROCESSOR, *args["logits_processors"]]}
+    try:
+        return AsyncEngineArgs(**{**defaults, **args})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"engine {name!r}: {_first_line(error)}") from error
+
+
+def _construct(args: AsyncEngineArgs, device: str | None, cpu_threads: int | None) -> AsyncLLM:
+    os.environ[SERVER_PID] = str(os.getpid())
+    if current_platform.is_cpu():
+        # The compiled log-probability path costs seconds at the first request and saves
+        # nothing measurable on the CPU.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+        # When an engine has finished a step, its threads go on spinning for milliseconds, while
+        # the other engine computes on the same cores. (libgomp's count; unset, it is 300,000.)
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+        # One process an engine instead of two.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    threads = str(cpu_threads) if cpu_threads is not None and current_platform.is_cpu() else None
+    with (
+        _environment("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", threads)),
+        _environment("CUDA_VISIBLE_DEVICES", None if device == "cpu" else device),
+        _no_interrupts(),
+    ):
+        return AsyncLLM.from_engine_args(args)
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches every process in the terminal's foreground, and would end the engines under
+    answers that the server means to finish. They inherit this thread's signal mask."""
+    resource_tracker.ensure_running()  # its start would unblock the signal again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """A variable for the engine process, which inherits it when it is spawned; None: as it is."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+        elif value is not None:
+            del os.environ[name]
+
+
+def _stop_ids(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Every id that ends this model's text: generation_config.json's, config.json's and the
+    tokenizer's, in this order."""
+    from transformers import GenerationConfig
+
+    sources: list[Any] = []
+    # Optional, and many base models have none.
+    with contextlib.suppress(OSError, ValueError):
+        generation = GenerationConfig.from_pretrained(str(model.model), revision=model.revision)
+        sources.append(generation.eos_token_id)
+    sources += [getattr(model.hf_config, "eos_token_id", None), tokenizer.chat.eos_token_id]
+    ids: list[int] = []
+    for source in sources:
+        ids += source if isinstance(source, list) else [] if source is None else [source]
+    if not ids:
+        raise ConfigError(f"{model.model!r} names no end-of-text token (eos_token_id)")
+    return tuple(dict.fromkeys(ids))
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, on one line."""
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ")
+            for each in error.errors(include_url=False)
+        ).replace("\n", " ")
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

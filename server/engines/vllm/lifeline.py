@@ -1,0 +1,44 @@
+"""An engine process dies with its server.
+
+Imported by vLLM in each of its processes, so it is light. Knows: processes. Does not know: vLLM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+from typing import Any
+
+SERVER_PID = "NUDGE_SERVER_PID"
+"""Environment variable: the process that every engine process must die with."""
+
+_watching: set[int] = set()
+
+
+def die_with_server() -> None:
+    """Entry point ``vllm.general_plugins``: run by vLLM in each of its processes.
+
+    An engine process whose server is gone, even by kill -9, would otherwise go on for ever.
+    And a terminal's Ctrl-C goes to its whole process group, but what is being written is to be
+    finished first: so the engine leaves the group, and ends when the server says so.
+    """
+    pid = int(os.environ.get(SERVER_PID, "0"))
+    if not pid or pid == os.getpid() or os.getpid() in _watching:
+        return
+    _watching.add(os.getpid())
+    with contextlib.suppress(PermissionError):  # it leads a session of its own: out already
+        os.setpgid(0, 0)
+    threading.Thread(target=_exit_after, args=(pid,), daemon=True, name="server-watch").start()
+
+
+def _exit_after(pid: int) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        os._exit(1)
+    poll: Any = select.poll()
+    poll.register(handle, select.POLLIN)
+    poll.poll()
+    os._exit(1)

@@ -1,0 +1,1 @@
+"""Served names and the engines behind them."""

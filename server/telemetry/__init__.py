@@ -1,0 +1,1 @@
+"""What is shown of the server while it runs: metrics, traces, the log."""

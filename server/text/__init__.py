@@ -1,0 +1,1 @@
+"""Text: tokens, words, prompts, grammars. No engines, no HTTP."""

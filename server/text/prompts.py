@@ -1,0 +1,254 @@
+"""From a conversation to what each model reads.
+
+Knows: the aligned model's own chat template (any Hugging Face one), and the base model's
+plain-text template. Does not know: engines, HTTP.
+
+What a user writes is data. Where it spells a control token of the model ("<|im_end|>"), each
+such spelling is set aside as `Literally` before the template sees it, so that it can neither
+become a control token nor steer the template.
+
+A last message that the answer goes on with is rendered as a mark of that kind too. What the
+template puts behind it is cut off, and what it would do to the text (trim it, look into it) can't
+happen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+
+from server.core import ConfigError, InvalidRequest, Literally, Message, PromptPair, PromptText
+from server.text.tokenizer import Tokenizer
+
+DEFAULT_BASE_TEMPLATE = """\
+{% if system %}{{ system }}
+{% endif %}{% for message in turns %}{% if message.role == "user" %}Question: {{ message.content }}
+{% else %}Answer: {{ message.content }}
+
+{% endif %}{% endfor %}{% if add_generation_prompt %}Answer: {% endif %}"""
+"""The paper's ``system\\nquestion\\nanswer_start``, extended to several turns. A template that
+ends in a space leaves it to the answer's first word (`server.decoding.handover`)."""
+
+# A private-use character on each side of a number: no template trims, matches or produces it.
+_OPEN, _CLOSE = "\uf5d0", "\uf5d1"
+_MARK = re.compile(f"{_OPEN}([0-9]{{1,9}}){_CLOSE}")
+
+_VARIABLES = ("system", "turns", "messages", "question", "add_generation_prompt")
+
+# What a template can raise over the values it is given, and over nothing else.
+_REFUSALS = (
+    jinja2.TemplateError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+
+PromptEnd = Literal["open", "closed", "continued"]
+"""How a prompt ends: ``open`` for a new turn of the assistant, with the generation prompt;
+``closed`` after the last message, without it (``add_generation_prompt: false``); or in the very
+text of the last message, which the answer continues (``continue_final_message``)."""
+
+
+class Prompts:
+    """The prompts of one pair."""
+
+    def __init__(
+        self,
+        base: Tokenizer,
+        aligned: Tokenizer,
+        template: str | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        """
+        Args:
+            template: the base model's Jinja template. It sees ``system`` (text or ""),
+                ``turns`` (the other messages), ``messages`` (all), ``question`` (the last
+                user's text), ``add_generation_prompt`` (whether the assistant's turn begins).
+            chat_template: instead of the aligned model's own.
+
+        Raises:
+            ConfigError: a template isn't valid, or the aligned model has no chat template.
+        """
+        self._base_tokenizer = base
+        self._aligned_tokenizer = aligned
+        self._template = base_template(template)
+        self._chat_template = chat_template
+        self._sources = {"the base model's prompt": template or DEFAULT_BASE_TEMPLATE}
+        if not (chat_template or aligned.chat.chat_template):
+            raise ConfigError(
+                f"the aligned model {aligned.chat.name_or_path!r} has no chat template; name an "
+                "instruct or chat model, or set chat_template in the config"
+            )
+        try:
+            self._render_aligned([Message("user", "Hello")], {}, True)
+        except InvalidRequest as error:
+            if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
+                cause = error.__cause__
+                raise ConfigError(f"chat_template, line {cause.lineno}: {cause.message}") from error
+        self._sources["the aligned model's chat"] = aligned.chat.get_chat_template(chat_template)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        template_kwargs: Mapping[str, Any] | None = None,
+        end: PromptEnd = "open",
+    ) -> PromptPair:
+        """Both models' prompts for the assistant's next turn, or for the rest of its last one.
+
+        Raises `InvalidRequest` where the conversation or ``end`` does not fit a template.
+        """
+        if end == "closed":
+            self._check_can_close()
+        kwargs = template_kwargs or {}
+        return PromptPair(
+            base=self._guarded("base", self._base_tokenizer, messages, end, self._render_base),
+            aligned=self._guarded(
+                "aligned",
+                self._aligned_tokenizer,
+                messages,
+                end,
+                lambda guarded, opened: self._render_aligned(guarded, kwargs, opened),
+            ),
+        )
+
+    def _check_can_close(self) -> None:
+        """A template that doesn't ask whether to begin the assistant's turn would begin it."""
+        for which, template in self._sources.items():
+            if "add_generation_prompt" not in template:
+                raise InvalidRequest(
+                    f"{which} template doesn't use 'add_generation_prompt', so it can't be false",
+                    param="add_generation_prompt",
+                )
+
+    def _render_base(self, messages: Sequence[Message], opened: bool) -> str:
+        turns = [message for message in messages if message.role != "system"]
+        questions = [message.content for message in turns if message.role == "user"]
+        try:
+            return self._template.render(
+                system="\n".join(m.content for m in messages if m.role == "system"),
+                turns=turns,
+                messages=messages,
+                question=questions[-1] if questions else "",
+                add_generation_prompt=opened,
+            )
+        except _REFUSALS as error:
+            raise _refusal("the base model's prompt", error) from error
+
+    def _render_aligned(
+        self, messages: Sequence[Message], kwargs: Mapping[str, Any], opened: bool
+    ) -> str:
+        error: Exception
+        for attempt in (messages, _without_system(messages)):
+            conversation = [{"role": m.role, "content": m.content} for m in attempt]
+            try:
+                text: str = self._aligned_tokenizer.chat.apply_chat_template(
+                    conversation,
+                    chat_template=self._chat_template,
+                    tokenize=False,
+                    add_generation_prompt=opened,
+                    **kwargs,
+                )
+            except _REFUSALS as caught:
+                # Some templates (Gemma's) know no system role: it goes in front of the question.
+                error = caught
+            else:
+                return text
+        raise _refusal("the aligned model's chat", error) from error
+
+    @staticmethod
+    def _guarded(
+        which: str,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        end: PromptEnd,
+        render: Callable[[Sequence[Message], bool], str],
+    ) -> PromptText:
+        """Render with control tokens that the messages spell out of the way, then put them
+        back as text. ``render`` is told whether the assistant's turn begins."""
+        spelled: list[str] = []
+        guarded = []
+        for message in messages:
+            content = _set_aside(message.content, tokenizer, spelled)
+            guarded.append(replace(message, content=content))
+        if end == "continued":
+            *earlier, last = guarded
+            mark = f"{_OPEN}{len(spelled)}{_CLOSE}"
+            head, found, _ = render([*earlier, replace(last, content=mark)], False).rpartition(mark)
+            if not found:
+                raise InvalidRequest(
+                    f"the {which} model's template leaves out the last message, so that it can't "
+                    "be continued",
+                    param="continue_final_message",
+                )
+            text = head.replace(mark, last.content) + last.content
+        else:
+            text = render(guarded, end == "open")
+        if not spelled:
+            return (text,)
+        return _put_back(text, spelled)
+
+
+def base_template(source: str | None) -> jinja2.Template:
+    """The base model's template, compiled. Raises `ConfigError`; needs no tokenizer."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    source = source or DEFAULT_BASE_TEMPLATE
+    try:
+        template = environment.from_string(source)
+        names = jinja2.meta.find_undeclared_variables(environment.parse(source))
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(f"base_prompt, line {error.lineno}: {error.message}") from error
+    if unknown := names - {*_VARIABLES, *environment.globals}:
+        raise ConfigError(
+            f"base_prompt: there is no {', '.join(sorted(unknown))} (there are "
+            f"{', '.join(_VARIABLES)})"
+        )
+    return template
+
+
+def _refusal(whose: str, error: Exception) -> InvalidRequest:
+    """The template's reason is told; it may hold a message, which is not."""
+    reason = str(error)
+    reason = reason if len(reason) <= 300 else reason[:297] + "..."
+    return InvalidRequest(f"{whose} template refused the messages: {reason}", param="messages")
+
+
+def _set_aside(content: str, tokenizer: Tokenizer, spelled: list[str]) -> str:
+    """``content`` with a numbered mark for each control token, which joins ``spelled``."""
+
+    def mark(literal: str) -> str:
+        spelled.append(literal)
+        return f"{_OPEN}{len(spelled) - 1}{_CLOSE}"
+
+    return tokenizer.replace_control(content, mark, also=_OPEN + _CLOSE)
+
+
+def _put_back(text: str, spelled: Sequence[str]) -> PromptText:
+    parts: list[str | Literally] = []
+    for place, part in enumerate(_MARK.split(text)):  # every second one is a mark's number
+        if place % 2 and int(part) < len(spelled):
+            parts.append(Literally(spelled[int(part)]))
+        elif part:
+            parts.append(part)
+    return tuple(parts)
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    """The system text in front of the first user message."""
+    system = "\n".join(m.content for m in messages if m.role == "system")
+    rest = [m for m in messages if m.role != "system"]
+    for number, message in enumerate(rest):
+        if message.role == "user" and system:
+            rest[number] = replace(message, content=f"{system}\n{message.content}")
+            break
+    return rest
