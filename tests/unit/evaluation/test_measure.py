@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.decoding.test_nudged import engine
 from typer.testing import CliRunner, Result
 
 from server import config
@@ -18,6 +17,7 @@ from server.core import AnswerRequest, PromptPair, SamplingParams
 from server.evaluation import agreement, plots
 from server.evaluation.store import Store
 from tests.conftest import DEMO
+from tests.unit.decoding.test_nudged import engine
 
 CONFIG = """\
 engines:
