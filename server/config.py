@@ -199,6 +199,8 @@ class ServerSettings(_Frozen):
     """From a request's arrival to its answer's end (504)."""
     drain_s: float = Field(30, ge=0)
     """How long running answers may take to finish after SIGTERM or Ctrl-C."""
+    send_timeout_s: float = Field(30, gt=0)
+    """How long a client may take in nothing of what waits for it; then its connection is closed."""
     keep_alive_s: float = Field(15, gt=0)
     """Seconds after which an idle stream sends a comment, so that proxies keep it open."""
     restart_limit: int = Field(5, ge=0)

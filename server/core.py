@@ -242,8 +242,6 @@ _CUT = frozenset({"length", "context", "max_rounds", "round"})
 class Finished:
     """The last value of every answer's stream. A stream that ends without it is an error.
 
-    text: None where the pieces are the answer; otherwise the answer (policy ``reference``
-        rewrites the tail of what its rounds wrote).
     matched: the stop string or the stop token's id that ended it, if one did.
     rejected: what the base model would have written at the end, where it gave way there and the
         answer ended instead of a nudge.
@@ -251,7 +249,6 @@ class Finished:
 
     stop_reason: StopReason
     usage: Usage
-    text: str | None = None
     matched: str | int | None = None
     rejected: Rejected | None = None
 

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from server.config import load
+from server.core import AnswerRequest, Piece
+from server.decoding.stream import Writer, stream
 from server.serving.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +121,14 @@ def live() -> Iterator[Server]:
     assert server.url, server.output
     yield server
     server.stop()
+
+
+async def pieces_of(writer: Writer) -> AsyncGenerator[Piece]:
+    """A writer's own pieces, before anything is held back."""
+    async with aclosing(stream(writer, AnswerRequest())) as events:
+        async for event in events:
+            if isinstance(event, Piece):
+                yield event
 
 
 SCRIPTED = str(ROOT / "tests" / "scripted.yaml")

@@ -8,8 +8,8 @@ The rules:
     and at most ``max_waiting`` wait; who comes beyond that is refused, at once.
  2. First come, first served among those of one priority, and a lower number before a higher
     one. Nobody else overtakes, so a request for many answers gets its turn.
- 3. A place is given back exactly once, when the request is over: `Places` sees to it, whatever
-    became of it.
+ 3. A place is given back exactly once, when the request's answers are written, have failed or
+    were given up, whatever their reader does: `server.api.respond.Writing` sees to it.
  4. Each request has an end, counted from its arrival. Waiting is part of it.
  5. A gate that drains takes in nobody new. Who is in, waiting ones too, may finish until the
     gate is cleared.
@@ -23,8 +23,6 @@ from bisect import insort
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api import errors
 from server.api.errors import ApiError
@@ -201,19 +199,3 @@ class Ticket:
             self._ends, self._late = now, why
             if self._timeout is not None and not self._timeout.expired():
                 self._timeout.reschedule(now)
-
-
-class Places:
-    """Takes a request's ticket back when the request is over: answered, failed, its client
-    gone, or its response never begun. A route leaves it in the request's state: ``ticket``."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            ticket = scope.get("state", {}).get("ticket")
-            if isinstance(ticket, Ticket):
-                ticket.leave()

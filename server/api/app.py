@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from server import __version__
 from server.api import errors, playground, schemas, status, tokens
 from server.api.access import Access, Keys
-from server.api.admission import Gate, Places
+from server.api.admission import Gate
 from server.api.middleware import BodyLimit, Envelope, Failures
 from server.api.openai import routes as generation
 from server.api.watch import Watching
@@ -65,7 +65,6 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
     app.state.gate = Gate(settings)
     errors.install(app)
     # From the inside out.
-    app.add_middleware(Places)
     if keys:
         app.add_middleware(Access, keys=keys)
     app.add_middleware(Failures)

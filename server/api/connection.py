@@ -22,6 +22,9 @@ from server.api.errors import ApiError
 HEADERS_S = 30.0
 """How long a request's headers may take, from the connection's opening or their first byte."""
 
+SEND_TIMEOUT_S = 30.0
+"""How long a client may take in nothing of what waits for it."""
+
 MAX_HEADERS = 64 * 1024
 """Bytes of headers that are kept while they are incomplete. (h11's own 16 KiB is less than some
 proxies add.)"""
@@ -86,15 +89,25 @@ class Connection(H11Protocol):
       have a clock (`server.api.body`, `server.api.middleware`);
     - what isn't a request is answered in the contract's shape.
 
-    headers_s: see `HEADERS_S`.
+    - a client that has stopped reading, while more waits for it than its connection holds, is let
+      go too.
+
+    headers_s, send_timeout_s: see `HEADERS_S`, `SEND_TIMEOUT_S`.
     """
 
     headers_s: ClassVar[float] = HEADERS_S
+    send_timeout_s: ClassVar[float] = SEND_TIMEOUT_S
+
+    @classmethod
+    def within(cls, send_timeout_s: float) -> type[Connection]:
+        """For uvicorn, which makes connections of a class."""
+        return type("Connection", (cls,), {"send_timeout_s": send_timeout_s})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn: _Requests = _Requests()
         self._clock: asyncio.TimerHandle | None = None
+        self._reading: asyncio.TimerHandle | None = None
 
     def _should_upgrade(self) -> bool:
         return False
@@ -138,8 +151,34 @@ class Connection(H11Protocol):
         if not self._owes():
             self._stop_clock()
 
+    def pause_writing(self) -> None:
+        """asyncio calls this when much waits to be sent, and `resume_writing` when it doesn't."""
+        super().pause_writing()
+        self._look_again(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._stop_looking()
+        super().resume_writing()
+
+    def _look_again(self, waits: int) -> None:
+        self._reading = self.loop.call_later(self.send_timeout_s, self._has_it_read, waits)
+
+    def _stop_looking(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _has_it_read(self, waited: int) -> None:
+        """A slow reader may be as slow as it likes."""
+        waits = self.transport.get_write_buffer_size()
+        if waits >= waited:
+            self.transport.abort()
+        else:
+            self._look_again(waits)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
+        self._stop_looking()
         super().connection_lost(exc)
 
     # -- what isn't a request ----------------------------------------------------------------

@@ -57,14 +57,9 @@ def check_tools(registry: Registry, body: Conversation, served: Served) -> None:
 
 
 def take_ticket(request: Request, answers: int, priority: int) -> Ticket:
-    """The request's place, which `server.api.admission.Places` gives back.
-
-    Raises `ApiError` (429, 503).
-    """
+    """The request's place, to be given back. Raises `ApiError` (429, 503)."""
     gate: Gate = request.app.state.gate
-    ticket = gate.ticket(answers, _key(request), request.state.arrived, priority)
-    request.state.ticket = ticket
-    return ticket
+    return gate.ticket(answers, _key(request), request.state.arrived, priority)
 
 
 def check_prompts(

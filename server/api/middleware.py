@@ -1,7 +1,7 @@
 """What every request and response gets, whatever its route.
 
 Knows: ASGI. Does not know: routes. The layers, from the outside in (`server.api.app`):
-`Envelope`, CORS, `BodyLimit`, `Failures`, then access, places, and the routes. So what any of
+`Envelope`, CORS, `BodyLimit`, `Failures`, then access, and the routes. So what any of
 them answers has a request id and can be read by a page that may ask at all.
 """
 

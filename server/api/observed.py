@@ -60,7 +60,7 @@ class ObservedAnswer:
                 self.taken.append(event.top_prob)
             elif event.rejected is not None:
                 self.rejected.append(event.rejected.top_prob)
-        if self.turns is not None:
+        if self.turns is not None and event.tokens:
             if not self.turns or self.turns[-1].speaker != event.speaker:
                 self.turns.append(ObservedTurn(event.speaker))
             turn = self.turns[-1]

@@ -7,8 +7,7 @@ route asked, a rule of the policy, OpenAI's shapes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,13 +22,14 @@ from server.api.openai.render import Json, Renderer
 from server.api.openai.requests import Generation
 from server.api.watch import Watch, watching
 from server.core import AnswerRequest, Finished, Piece, Usage
-from server.decoding.stream import Matches, Writer, stream
+from server.decoding.stream import Channel, Event, Matches, Writer, answer, weight
 
 Result = TypeVar("Result")
-Event = Piece | Finished
+Item = tuple[int, Event, Usage | None]
+"""An event of one of the answers, and what that has cost so far, where it is asked for."""
 
-BUFFERED = 64
-"""Events of several answers that wait for a slow reader; then the writers wait too."""
+AT_ONCE = 64
+"""Events that are sent in one piece at most."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,6 @@ class Answers:
         """What the whole request cost; each prompt is counted once."""
         return Usage.total([[writer.usage() for writer in writers] for writers in self.writers])
 
-    def events(self, watch: Watch) -> AsyncGenerator[tuple[int, Event]]:
-        streams = [stream(writer, self.request, self.matches) for writer in self.all]
-        return _one(streams[0], watch) if len(streams) == 1 else merged(streams, watch)
-
 
 async def respond(request: Request, answers: Answers, kind: type[Renderer]) -> Response:
     body = answers.body
@@ -74,141 +70,154 @@ async def respond(request: Request, answers: Answers, kind: type[Renderer]) -> R
         stream=bool(body.stream),
     )
     check_prompts(settings, body, answers.writers)
-    ticket = take_ticket(request, len(answers.all), body.priority or 0)
     renderer = kind(
         body.model,
         trace=body.trace,
         include_usage=body.include_usage,
-        rewrites=answers.all[0].rewrites,
         top=answers.request.top_logprobs,
     )
     watch.named(renderer.id)
-    events = answers.events(watch)
-    if not body.stream:
-        whole = await _unless_left(request, _whole(events, ticket, answers, renderer))
-        return Response(status_code=499) if whole is None else JSONResponse(whole)
-    # The first event is awaited before the response begins: what fails early has its status.
-    first = await _unless_left(request, _first(events, ticket))
-    if first is None:
-        return Response(status_code=499)  # nobody is there to read it
-    return sse.EventStream(
-        _events(first, events, ticket, answers, renderer, watch), keep_alive_s=settings.keep_alive_s
-    )
-
-
-async def _one(events: AsyncGenerator[Event], watch: Watch) -> AsyncGenerator[tuple[int, Event]]:
-    watch.begun()
-    async with aclosing(events):
-        async for event in events:
-            watch.event(0, event)
-            yield 0, event
-
-
-async def merged(
-    streams: Sequence[AsyncGenerator[Event]], watch: Watch
-) -> AsyncGenerator[tuple[int, Event]]:
-    """The events of several answers as they come, each with its answer's index.
-
-    Raises what the first of them to fail raises; then, and when closed, all are closed.
-    """
-    watch.begun()
-    queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(BUFFERED)
-
-    async def pump(index: int, events: AsyncGenerator[Event]) -> None:
-        async with aclosing(events):
-            try:
-                async for event in events:
-                    await queue.put((index, event))
-            except Exception as error:
-                await queue.put((index, error))
-
-    pumps = [asyncio.create_task(pump(index, each)) for index, each in enumerate(streams)]
-    left = len(pumps)
+    writing = Writing(answers, take_ticket(request, len(answers.all), body.priority or 0), watch)
+    response: Response | None = None
     try:
-        while left:
-            index, event = await queue.get()
-            if isinstance(event, Exception):
-                raise event
-            left -= isinstance(event, Finished)
-            watch.event(index, event)
-            yield index, event
+        if not body.stream:
+            whole = await _unless_left(request, _whole(writing, answers, renderer))
+            response = Response(status_code=499) if whole is None else JSONResponse(whole)
+        # What fails before anything was written has its status.
+        elif await _unless_left(request, writing.begun()) is None:
+            response = Response(status_code=499)  # nobody is there to read it
+        else:
+            stream = _Stream(writing, answers, renderer, watch)
+            response = sse.EventStream(stream, keep_alive_s=settings.keep_alive_s)
+        return response
     finally:
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        if not isinstance(response, sse.EventStream):
+            await writing.aclose()
 
 
-async def _first(events: AsyncGenerator[tuple[int, Event]], ticket: Ticket) -> tuple[int, Event]:
-    async with ticket.limit():
-        await ticket.turn()
-        return await anext(events)
+class Writing:
+    """The answers of one request while they are written, all in one task. It owns their time and
+    their place: when they are written, or their time is up, the place is free, whatever becomes
+    of what they wrote."""
+
+    def __init__(self, answers: Answers, ticket: Ticket, watch: Watch) -> None:
+        self._channel: Channel[Item] = Channel()
+        self.take = self._channel.take
+        self._task = asyncio.create_task(self._write(answers, ticket, watch))
+        self._task.add_done_callback(lambda _: ticket.leave())
+        self._channel.close_after(self._task)
+
+    async def begun(self) -> bool:
+        """Returns when something was written. Raises what failed before that."""
+        await self._channel.begun()
+        return True
+
+    async def _write(self, answers: Answers, ticket: Ticket, watch: Watch) -> None:
+        running = answers.body.continuous_usage
+        async with ticket.limit():
+            await ticket.turn()
+            watch.begun()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for index, writer in enumerate(answers.all):
+                        sink = _Sink(self._channel, index, watch, writer if running else None)
+                        group.create_task(answer(writer, answers.request, sink, answers.matches))
+            except BaseExceptionGroup as failures:
+                raise failures.exceptions[0] from None  # the others were cancelled for it
+
+    async def aclose(self) -> None:
+        """Stop, if it isn't done; returns when the engines are free."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
 
 
-async def _whole(
-    events: AsyncGenerator[tuple[int, Event]],
-    ticket: Ticket,
-    answers: Answers,
-    renderer: Renderer,
-) -> Json:
-    count = len(answers.all)
-    pieces: list[list[Piece]] = [[] for _ in range(count)]
-    ends: list[Finished | None] = [None] * count
-    async with ticket.limit(), aclosing(events):
-        await ticket.turn()
-        async for index, event in events:
+class _Sink:
+    """Where one of the answers goes."""
+
+    def __init__(
+        self, channel: Channel[Item], index: int, watch: Watch, counted: Writer | None
+    ) -> None:
+        self._channel = channel
+        self._index = index
+        self._watch = watch
+        self._counted = counted
+        self.room = channel.room
+
+    def put(self, event: Event) -> None:
+        self._watch.event(self._index, event)
+        usage = None if self._counted is None else self._counted.usage()
+        self._channel.put((self._index, event, usage), weight(event))
+
+    @property
+    def full(self) -> bool:
+        return self._channel.full
+
+
+async def _whole(writing: Writing, answers: Answers, renderer: Renderer) -> Json:
+    pieces: list[list[Piece]] = [[] for _ in answers.all]
+    ends: dict[int, Finished] = {}
+    while items := await writing.take():
+        for index, event, _ in items:
             if isinstance(event, Finished):
                 ends[index] = event
             else:
                 pieces[index].append(event)
     choices = [
-        renderer.choice(index, pieces[index], end, answers.echoed(index))
-        for index, end in enumerate(ends)
-        if end is not None
+        renderer.choice(index, written, ends[index], answers.echoed(index))
+        for index, written in enumerate(pieces)
     ]
-    if len(choices) < count:
-        raise RuntimeError("an answer ended without saying how")
     return renderer.whole(choices, answers.usage())
 
 
-async def _events(
-    first: tuple[int, Event],
-    rest: AsyncGenerator[tuple[int, Event]],
-    ticket: Ticket,
-    answers: Answers,
-    renderer: Renderer,
-    watch: Watch,
-) -> AsyncGenerator[bytes]:
-    """The stream's bytes: chunks, or one lone error where an answer failed, then DONE."""
-    writers = answers.all
-    running = answers.body.continuous_usage
-    left = len(writers)
-    async with aclosing(rest):
+class _Stream:
+    """A stream's events as bytes: chunks, or one lone error where an answer failed, then DONE."""
+
+    def __init__(
+        self, writing: Writing, answers: Answers, renderer: Renderer, watch: Watch
+    ) -> None:
+        self._writing = writing
+        self._answers = answers
+        self._renderer = renderer
+        self._watch = watch
+        self._items: list[Item] = []
+        self._first = True
+        self._over = False
+        self.aclose = writing.aclose
+
+    async def next(self) -> bytes:
+        """What there is to send now; nothing where that was all."""
+        if self._over:
+            return b""
         try:
-            async with ticket.limit():
-                for index in range(left):
-                    usage = writers[index].usage() if running else None
-                    for chunk in renderer.first_chunks(index, answers.echoed(index), usage):
-                        yield sse.event(chunk)
-                index, event = first
-                while True:
-                    usage = writers[index].usage() if running else None
-                    if isinstance(event, Piece):
-                        for chunk in renderer.chunks(index, event, usage):
-                            yield sse.event(chunk)
-                    else:
-                        yield sse.event(renderer.last_chunk(index, event, usage))
-                        left -= 1
-                        if not left:
-                            break
-                    index, event = await anext(rest)
-                for chunk in renderer.usage_chunks(answers.usage()):
-                    yield sse.event(chunk)
+            if not self._items:
+                self._items = await self._writing.take()
+            items, self._items = self._items[:AT_ONCE], self._items[AT_ONCE:]
+            chunks = [*self._beginning(items), *self._chunks(items)]
+            if items:
+                return b"".join(map(sse.event, chunks))
+            chunks += self._renderer.usage_chunks(self._answers.usage())
         except Exception as error:
             # The status is out already, so the stream itself must say it.
             failure = as_api_error(error)
-            watch.failed(failure.body["error"]["code"] or str(failure.status))
-            yield sse.event(failure.body)
-        yield sse.DONE
+            self._watch.failed(failure.body["error"]["code"] or str(failure.status))
+            chunks = [failure.body]
+        self._over = True
+        return b"".join((*map(sse.event, chunks), sse.DONE))
+
+    def _beginning(self, items: Sequence[Item]) -> Iterator[Json]:
+        if self._first:
+            self._first = False
+            for index in range(len(self._answers.all)):
+                usage = next((usage for number, _, usage in items if number == index), Usage())
+                shown = usage if self._answers.body.continuous_usage else None
+                yield from self._renderer.first_chunks(index, self._answers.echoed(index), shown)
+
+    def _chunks(self, items: Sequence[Item]) -> Iterator[Json]:
+        for index, event, usage in items:
+            if isinstance(event, Piece):
+                yield from self._renderer.chunks(index, event, usage)
+            else:
+                yield self._renderer.last_chunk(index, event, usage)
 
 
 async def _unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:

@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import aclosing
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-
-T = TypeVar("T")
-
-AT_ONCE = 64
-"""Events that are sent in one piece at most."""
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -34,101 +28,59 @@ def event(value: Any) -> bytes:
     return b"data: " + text.encode() + b"\n\n"
 
 
-class _Unhurried(Generic[T]):
-    """Awaits some work; where that has to wait for something, ``before`` is awaited first."""
+class Source(Protocol):
+    """Where a stream's bytes come from."""
 
-    def __init__(self, work: Awaitable[T], before: Callable[[], Awaitable[None]]) -> None:
-        self._work = work
-        self._before = before
+    async def next(self) -> bytes:
+        """What there is to send, whole events; nothing where that was all."""
 
-    def __await__(self) -> Generator[Any, Any, T]:
-        steps = self._work.__await__()
-        sent: Any = None
-        raised: BaseException | None = None
-        try:
-            waiting = next(steps)
-            try:
-                yield from self._before().__await__()
-                sent = yield waiting
-            except BaseException as error:  # the work's to deal with: it may have to clean up
-                raised = error
-            while True:
-                waiting = steps.send(sent) if raised is None else steps.throw(raised)
-                raised = None
-                try:
-                    sent = yield waiting
-                except BaseException as error:
-                    raised = error
-        except StopIteration as done:
-            result: T = done.value
-            return result
+    async def aclose(self) -> None:
+        """Nobody wants more."""
 
 
 class EventStream(Response):
-    """Sends events as they come, those that come at once in one piece. When the client leaves,
-    the generator is closed at once.
+    """Sends events as they come, those that are there together in one piece. When the client
+    leaves, the source is closed at once.
 
-    One task writes, however many events there are; a second one watches for the client's
-    leaving, a third one for silence. A slow reader stops the writer (uvicorn's ``send`` waits),
-    and with it the generator: nothing piles up.
+    One task writes, a second one watches for the client's leaving, a third one for silence. A slow
+    reader stops the first (uvicorn's ``send`` waits), and nobody else. How long it may is the
+    connection's to say (`server.api.connection`).
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self,
-        events: AsyncGenerator[bytes],
-        *,
-        keep_alive_s: float,
-        headers: Mapping[str, str] | None = None,
+        self, source: Source, *, keep_alive_s: float, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(
             headers={"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
             | dict(headers or {})
         )
         del self.headers["content-length"]
-        self._events = events
+        self._source = source
         self._keep_alive_s = keep_alive_s
         self._last_sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        writing = asyncio.create_task(self._write(send))
-        watching = asyncio.create_task(left(receive))
-        keeping = asyncio.create_task(self._keep_alive(send))
-        tasks = {writing, watching, keeping}
+        tasks: list[asyncio.Task[None]] = []
         try:
-            await asyncio.wait({writing, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            writing = asyncio.create_task(self._write(send))
+            tasks += [writing, asyncio.create_task(left(receive))]
+            tasks.append(asyncio.create_task(self._keep_alive(send)))
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, self._source.aclose(), return_exceptions=True)
         if not writing.cancelled():
             writing.result()
 
     async def _write(self, send: Send) -> None:
         clock = asyncio.get_running_loop().time
-        ready: list[bytes] = []
-
-        async def flush() -> None:
-            if ready:
-                data = b"".join(ready)
-                ready.clear()
-                self._last_sent = clock()
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-
-        async with aclosing(self._events) as events:
-            while True:
-                try:
-                    ready.append(await _Unhurried(anext(events), flush))
-                except StopAsyncIteration:
-                    break
-                except Exception:
-                    await flush()
-                    raise
-                if len(ready) >= AT_ONCE:
-                    await flush()
-        await flush()
+        while data := await self._source.next():
+            self._last_sent = clock()
+            await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _keep_alive(self, send: Send) -> None:

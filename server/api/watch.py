@@ -133,7 +133,7 @@ class Watch:
         self._writers = writers
         flat = [writer for each in writers for writer in each]
         traced = self._tracing is not None
-        self._answers = [ObservedAnswer(traced and not each.rewrites) for each in flat]
+        self._answers = [ObservedAnswer(traced) for _ in flat]
         self._metrics.waiting(self._model, len(flat))
         if traced:
             self._attributes = _asked(self._model, request, len(flat), stream)

@@ -103,7 +103,7 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
     server = _Server(
         uvicorn.Config(
             app,
-            http=Connection,
+            http=Connection.within(settings.server.send_timeout_s),
             ws="none",
             log_config=None,
             access_log=False,

@@ -6,37 +6,28 @@ Knows: how each is written with engine sessions. Does not know: OpenAI's schemas
 from __future__ import annotations
 
 import codecs
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
 from server.core import (
     AnswerRequest,
-    Finished,
     NudgingConfig,
     Piece,
     PromptPair,
     PromptText,
-    Rejected,
     SamplingParams,
-    ScoredToken,
     Speaker,
-    StopReason,
     TokenIds,
     Usage,
 )
 from server.decoding.handover import Growing, Side, check_fits
-from server.decoding.reference import CHUNK, ROUNDS, Ask, Completion, NoRoom, reference
+from server.decoding.reference import CHUNK, ROUNDS, Ask, Completion, NoRoom, Outcome, reference
+from server.decoding.stream import End, Output, Pieces, answer
 from server.engines.base import Engine, TurnEnd, TurnParams
 
 
 class Alone:
     """An answer by one of the models alone: plain decoding, the pair's own prompt."""
-
-    rewrites = False
-    text: str | None = None
-    rejected: Rejected | None = None
-    stop_reason: StopReason
 
     def __init__(
         self,
@@ -58,16 +49,15 @@ class Alone:
         self._read = prompt
         self._spelled = spelled
 
-    async def pieces(self) -> AsyncGenerator[Piece]:
+    async def write(self, out: Output) -> End:
         side, request = self.side, self.request
         try:
             if request.prompt_logprobs or not request.limit:
                 read = await self._reading()
                 if read is not None:
-                    yield read
+                    out.emit(read)
             if not request.limit:
-                self.stop_reason = "length"
-                return
+                return End("length")
             params = TurnParams(
                 sampling=request.sampling,
                 max_tokens=request.limit,
@@ -77,18 +67,16 @@ class Alone:
                 top=request.top_logprobs or 1,
             )
             growing = Growing(side, scores=request.top_logprobs is not None)
-            last: Piece | None = None
             async with aclosing(side.session.generate(params)) as events:
                 async for event in events:
                     if isinstance(event, TurnEnd):
-                        self._end(event)
-                        last = growing.end(event.rejected)
-                        break
+                        return self._end(event, growing, out)
                     growing.take(event)
                     if (piece := growing.whole()) is not None:
-                        yield piece
-            if last is not None:
-                yield last
+                        out.emit(piece)
+                        if out.full:
+                            await out.room()
+            raise RuntimeError("the engine's turn ended without saying how")  # its contract, 1
         finally:
             await side.session.aclose()
 
@@ -101,13 +89,15 @@ class Alone:
             return Piece("", side.speaker, 1.0, 0, scored=tuple(scored))
         return None
 
-    def _end(self, end: TurnEnd) -> None:
-        if end.rejected is not None and end.rejected.id in self.request.stop_token_ids:
-            self.stop_reason = "stop_token"
-        elif end.reason == "stop":
-            self.stop_reason = "end_of_text" if self.side.speaker == "base" else "aligned_end"
-        else:
-            self.stop_reason = "context" if self.side.room <= 0 else "length"
+    def _end(self, end: TurnEnd, growing: Growing, out: Output) -> End:
+        drawn = end.rejected
+        if (last := growing.end(drawn)) is not None:
+            out.emit(last)
+        if drawn is not None and drawn.id in self.request.stop_token_ids:
+            return End("stop_token")
+        if end.reason == "stop":
+            return End("end_of_text" if self.side.speaker == "base" else "aligned_end")
+        return End("context" if self.side.room <= 0 else "length")
 
     def usage(self) -> Usage:
         side = self.side
@@ -129,14 +119,12 @@ class Alone:
 
 
 class Referenced:
-    """An answer by the policy ``reference``: the whole text at the end, in `Finished.text`.
+    """An answer by the policy ``reference``, all of it at the end.
 
     The pieces are the rounds, in order: one of the aligned model each (also when it is empty),
-    and one of the base model where it wrote. They join to the text before its clean-up.
+    and one of the base model where it wrote; without what the procedure's clean-up takes off at
+    both ends.
     """
-
-    rewrites = True
-    rejected: Rejected | None = None
 
     def __init__(
         self,
@@ -155,14 +143,29 @@ class Referenced:
             check_fits(self.prompt_tokens[speaker], engine, speaker)
         self.request = request
         self.config = config
-        self.text: str | None = None
-        self.stop_reason: StopReason
         self._steps: dict[Speaker, int] = {"base": 0, "aligned": 0}
         self._prefilled: dict[Speaker, int] = {"base": 0, "aligned": 0}
         self._tokens: dict[Speaker, int] = {"base": 0, "aligned": 0}
         self._rounds = 0
 
-    async def pieces(self) -> AsyncGenerator[Piece]:
+    async def write(self, out: Output) -> End:
+        outcome = await self._outcome()
+        self._rounds = len(outcome.rounds)
+        count = self.engines["aligned"].info.tokenizer.count
+        whole = "".join(nudge + base for nudge, base in outcome.rounds)
+        before = len(whole) - len(whole.lstrip())
+        left = len(outcome.text)
+        for nudge, base in outcome.rounds:
+            spans: list[tuple[Speaker, str]] = [("aligned", nudge), ("base", base)]
+            for speaker, written in spans:
+                text = written[before:][:left]
+                before, left = max(0, before - len(written)), left - len(text)
+                self._tokens[speaker] += count(written)
+                if text or speaker == "aligned":
+                    out.emit(Piece(text, speaker, 0.0, 0))
+        return End(outcome.stop_reason)
+
+    async def _outcome(self) -> Outcome:
         count = self.engines["aligned"].info.tokenizer.count
         rounds = self.config.max_rounds or ROUNDS
         steps = reference(self.config.gamma, self.request.limit, rounds, count)
@@ -172,15 +175,8 @@ class Referenced:
                 completion = await self._complete(ask)
                 ask = steps.throw(NoRoom()) if completion is None else steps.send(completion)
         except StopIteration as stop:
-            outcome = stop.value
-        self.text, self.stop_reason = outcome.text, outcome.stop_reason
-        self._rounds = len(outcome.rounds)
-        for nudge, base_text in outcome.rounds:
-            self._tokens["aligned"] += count(nudge)
-            yield Piece(nudge, "aligned", 0.0, 0)
-            if base_text:
-                self._tokens["base"] += count(base_text)
-                yield Piece(base_text, "base", 0.0, 0)
+            outcome: Outcome = stop.value
+            return outcome
 
     def _ids(self, speaker: Speaker, output: str) -> TokenIds:
         """Prompt and output as one text, tokenized anew as the authors' requests are."""
@@ -195,16 +191,15 @@ class Referenced:
             return None
         greedy = AnswerRequest(SamplingParams(temperature=0), max_tokens=CHUNK, top_logprobs=1)
         writer = Alone(engine, ask.speaker, ids, greedy)
-        scored: list[ScoredToken] = []
-        async with aclosing(writer.pieces()) as pieces:
-            async for piece in pieces:
-                scored += piece.scored
+        pieces = Pieces()
+        finished = await answer(writer, greedy, pieces)
+        scored = [token for piece in pieces for token in piece.scored]
         self._steps[ask.speaker] += writer.side.session.steps
         self._prefilled[ask.speaker] += writer.side.session.prefilled
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         tokens = [utf8.decode(token.data) for token in scored]  # a character is its last token's
-        finish = Finished(writer.stop_reason, writer.usage()).finish_reason
-        return Completion("".join(tokens), tokens, [token.top[0][1] for token in scored], finish)
+        top = [token.top[0][1] for token in scored]
+        return Completion("".join(tokens), tokens, top, finished.finish_reason)
 
     def usage(self) -> Usage:
         return Usage(

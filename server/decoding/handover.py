@@ -7,6 +7,7 @@ become pieces. Does not know: the policy, HTTP.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from server.core import (
     TokenIds,
     joined,
 )
-from server.engines.base import Engine, Token
+from server.engines.base import Engine, Session, Token
 
 
 def check_fits(prompt_tokens: int, engine: Engine, who: str) -> None:
@@ -29,6 +30,14 @@ def check_fits(prompt_tokens: int, engine: Engine, who: str) -> None:
             f"the prompt has {prompt_tokens} tokens for the {who} model, whose context "
             f"holds {engine.info.context_length} with the answer"
         )
+
+
+async def close_all(*sessions: Session) -> None:
+    """Close each, also where closing one of them fails. Raises what the first of them raised."""
+    closing = (session.aclose() for session in sessions)
+    for result in await asyncio.gather(*closing, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 class Side:

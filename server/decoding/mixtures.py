@@ -16,7 +16,7 @@ schemas, vLLM.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Literal, TypeAlias
 
@@ -38,7 +38,8 @@ from server.core import (
     TokenIds,
     Usage,
 )
-from server.decoding.handover import check_fits, without_last_space
+from server.decoding.handover import check_fits, close_all, without_last_space
+from server.decoding.stream import End, Output
 from server.engines.base import EVERY_TOKEN, Engine, Token, TurnEnd, TurnParams
 from server.text.tokenizer import Tokenizer
 
@@ -78,10 +79,6 @@ class Mixed:
     the model of the pair that finds it likelier.
     """
 
-    rewrites = False
-    text: str | None = None
-    rejected: Rejected | None = None
-
     def __init__(
         self,
         base: Engine,
@@ -117,15 +114,10 @@ class Mixed:
         self._begun = False
 
     @property
-    def stop_reason(self) -> StopReason:
-        assert self._ended is not None
-        return self._ended
-
-    @property
     def committed(self) -> int:
         return sum(self._tokens.values())
 
-    async def pieces(self) -> AsyncGenerator[Piece]:
+    async def write(self, out: Output) -> End:
         decoder = self._tokenizer.decoder()
         speaker: Speaker = "base"
         said, count, scored = "", 0, list[ScoredToken]()  # of the piece being made
@@ -162,13 +154,15 @@ class Mixed:
                     rejected = Rejected(self._tokenizer.token_text(base.top[0][0]), base.top_prob)
                 if said and not decoder.pending:
                     own = base if speaker == "base" else aligned
-                    yield Piece(said, speaker, own.top_prob, count, rejected, tuple(scored))
+                    out.emit(Piece(said, speaker, own.top_prob, count, rejected, tuple(scored)))
+                    if out.full:
+                        await out.room()
                     said, count, scored = "", 0, []
             if said or scored:  # the end, or tokens of a character that was not finished
-                yield Piece(said, speaker, 1.0, count, scored=tuple(scored))
+                out.emit(Piece(said, speaker, 1.0, count, scored=tuple(scored)))
+            return End(self._ended)
         finally:
-            for context in self.contexts:
-                await context.session.aclose()
+            await close_all(*(context.session for context in self.contexts))
 
     async def _look(self) -> list[Token]:
         """The next position of every model, computed at the same time."""

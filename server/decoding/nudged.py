@@ -27,8 +27,9 @@ from server.core import (
     StopReason,
     Usage,
 )
-from server.decoding.handover import Growing, Side
+from server.decoding.handover import Growing, Side, close_all
 from server.decoding.rules import WORD_TOKENS, Nudging, Turn
+from server.decoding.stream import End, Output
 from server.engines.base import Engine, Token, TurnEnd, TurnParams
 from server.text.words import Part, Word
 
@@ -40,8 +41,6 @@ class Nudged:
     """
 
     goes_ahead = True
-    rewrites = False
-    text: str | None = None
 
     def __init__(
         self,
@@ -69,11 +68,6 @@ class Nudged:
         self._ahead: Ahead | None = None
 
     @property
-    def stop_reason(self) -> StopReason:
-        assert self.policy.stop_reason is not None
-        return self.policy.stop_reason
-
-    @property
     def left(self) -> int:
         return self.request.limit - self.committed
 
@@ -81,18 +75,24 @@ class Nudged:
     def committed(self) -> int:
         return self.base.tokens + self.aligned.tokens
 
-    async def pieces(self) -> AsyncGenerator[Piece]:
+    async def write(self, out: Output) -> End:
+        policy = self.policy
         try:
-            while self.policy.turn is not Turn.DONE:
-                self.policy.guarded = self._guarded
-                turn = self._aligned_turn if self.policy.turn is Turn.ALIGNED else self._base_turn
-                async with aclosing(turn()) as pieces:
-                    async for piece in pieces:
-                        yield piece
+            while policy.turn is not Turn.DONE:
+                policy.guarded = self._guarded
+                if policy.turn is Turn.ALIGNED:
+                    await self._aligned_turn(out)
+                else:
+                    await self._base_turn(out)
+                if out.full:
+                    await out.room()
         finally:
-            await self._forget_ahead()
-            await self.base.session.aclose()
-            await self.aligned.session.aclose()
+            try:
+                await self._forget_ahead()
+            finally:
+                await close_all(self.base.session, self.aligned.session)
+        assert policy.stop_reason is not None
+        return End(policy.stop_reason, self.rejected)
 
     @property
     def _guarded(self) -> bool:
@@ -142,7 +142,7 @@ class Nudged:
 
     # -- the base model ----------------------------------------------------------------------
 
-    async def _base_turn(self) -> AsyncGenerator[Piece]:
+    async def _base_turn(self, out: Output) -> None:
         base, policy = self.base, self.policy
         growing = Growing(base, scores=self.request.top_logprobs is not None)
         ahead, self._ahead = self._ahead, None
@@ -162,11 +162,13 @@ class Nudged:
                     raise RuntimeError("the engine took a token under γ")  # its contract, 3
                 self._draft, self._draft_ends = None, False
                 if (piece := growing.whole()) is not None:
-                    yield piece
+                    out.emit(piece)
+                    if out.full:
+                        await out.room()
                 if policy.turn is not Turn.BASE:
                     break
         if (piece := growing.rest()) is not None:
-            yield piece
+            out.emit(piece)
 
     async def _begin_base_turn(self) -> AsyncGenerator[Token | TurnEnd]:
         await self.base.catch_up()
@@ -187,7 +189,7 @@ class Nudged:
 
     # -- the aligned model -------------------------------------------------------------------
 
-    async def _aligned_turn(self) -> AsyncGenerator[Piece]:
+    async def _aligned_turn(self, out: Output) -> None:
         left = self.left
         if self._draft_ends:
             self.policy.aligned_ended()
@@ -197,14 +199,12 @@ class Nudged:
             return
         await self.aligned.catch_up()
         if self.policy.end_lookahead:
-            async with aclosing(self._look_ahead(left)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            await self._look_ahead(left, out)
             return
         tokens, end = await self._word()
         text, word = self._commit(tokens)
         if word is not None:
-            yield word
+            out.emit(word)
         self._after_word(text, end, took=len(tokens), left=left)
 
     def _commit(self, tokens: list[Token]) -> tuple[str, Piece | None]:
@@ -276,7 +276,7 @@ class Nudged:
         params = self._turn(most, word=tuple(token.id for token in begun))
         return await self._collect(params, begun)
 
-    async def _look_ahead(self, left: int) -> AsyncGenerator[Piece]:
+    async def _look_ahead(self, left: int, out: Output) -> None:
         """Draft ``end_lookahead`` tokens: the whole ending if the turn ends within them, and
         otherwise the first word of them, or the word that they begin.
 
@@ -302,7 +302,7 @@ class Nudged:
                     text, piece = self._commit(tokens[:kept])
                     await self._let_base_go_ahead()
                     if piece is not None:
-                        yield piece
+                        out.emit(piece)
         ending = end.reason == "stop" and not self._at_stop_token(end)
         if ending:
             await self._forget_ahead()
@@ -323,7 +323,7 @@ class Nudged:
             if kept < len(tokens) or (drawn and word.push(drawn.id) is Part.BEYOND):
                 end = TurnEnd("word")
         if piece is not None:
-            yield piece
+            out.emit(piece)
         self._after_word(text, end, took=kept, left=left, ending=ending)
 
     async def _let_base_go_ahead(self) -> None:

@@ -152,8 +152,7 @@ async def answer(registry: Registry, setup: Setup, system: System, item: Item) -
 
 
 def _answer(finished: Finished, text: str, seconds: float) -> Answer:
-    whole = text if finished.text is None else finished.text
-    return Answer(whole, finished.stop_reason, seconds, finished.usage)
+    return Answer(text, finished.stop_reason, seconds, finished.usage)
 
 
 async def each(items: Sequence[Item], at_once: int, work: Callable[[Item], Any]) -> None:

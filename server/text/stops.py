@@ -21,6 +21,11 @@ class StopStrings:
         self._longest = max(map(len, self._stops), default=0)
         self.held = ""
 
+    @property
+    def watches(self) -> bool:
+        """Whether there are any."""
+        return bool(self._stops)
+
     def push(self, text: str) -> tuple[int, str | None]:
         """Take in text.
 

@@ -14,7 +14,7 @@ from server.decoding.alone import Alone
 from server.decoding.mixtures import Mixed
 from server.engines.base import Engine
 from server.serving.registry import Registry
-from tests.conftest import DEMO
+from tests.conftest import DEMO, pieces_of
 from tests.contract.test_laws import QUESTIONS, answer, text
 
 MOST = 24
@@ -150,7 +150,7 @@ async def test_closing_frees_the_engines(registry: Registry):
     config = NudgingConfig(policy="ensemble")
     for question in QUESTIONS[:3]:
         writer = Mixed(*engines, None, prompt(registry, question), REQUEST, config)
-        pieces = writer.pieces()
+        pieces = pieces_of(writer)
         await anext(pieces)
         await pieces.aclose()
     for engine in engines:

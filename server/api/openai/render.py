@@ -28,7 +28,6 @@ class Renderer(ABC):
         model: the name as it was asked for.
         trace: whether the pieces go out too.
         include_usage: whether a stream ends with a usage chunk.
-        rewrites: whether the answer is `Finished.text` rather than the pieces.
         top: alternatives a token to show; None: no log probabilities.
     """
 
@@ -36,15 +35,12 @@ class Renderer(ABC):
     object: str
     chunk_object: str
 
-    def __init__(
-        self, model: str, *, trace: bool, include_usage: bool, rewrites: bool, top: int | None
-    ) -> None:
+    def __init__(self, model: str, *, trace: bool, include_usage: bool, top: int | None) -> None:
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self.model = model
         self.created = int(time.time())
         self.trace = trace
         self.include_usage = include_usage
-        self.rewrites = rewrites
         self.top = top
 
     def first_chunks(self, index: int, echo: str, usage: Usage | None) -> Iterator[Json]:
@@ -54,7 +50,7 @@ class Renderer(ABC):
 
     def chunks(self, index: int, piece: Piece, usage: Usage | None) -> Iterator[Json]:
         """The stream's chunks for one piece: one, or none. ``usage``: so far, where asked."""
-        text = "" if self.rewrites else piece.text
+        text = piece.text
         scored = self._shown([piece])
         traced = self._traced([piece])
         if not (text or scored or traced):
@@ -66,7 +62,7 @@ class Renderer(ABC):
 
     def last_chunk(self, index: int, finished: Finished, usage: Usage | None) -> Json:
         """The end of one answer in a stream."""
-        choice = self._delta(index, {"content": finished.text} if finished.text else {}, ())
+        choice = self._delta(index, {}, ())
         choice["finish_reason"] = finished.finish_reason
         if self.trace:
             choice["nudging"] = {"pieces": [], **_outcome(finished)}
@@ -79,9 +75,7 @@ class Renderer(ABC):
 
     def choice(self, index: int, pieces: Sequence[Piece], finished: Finished, echo: str) -> Json:
         """One answer that isn't streamed."""
-        text = finished.text
-        if text is None:
-            text = "".join(piece.text for piece in pieces)
+        text = "".join(piece.text for piece in pieces)
         choice = self._choice(index, echo + text, self._shown(pieces))
         choice["finish_reason"] = finished.finish_reason
         if self.trace:

@@ -17,11 +17,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
 
-from server.core import AnswerRequest, NudgingConfig, Piece, PromptPair, TokenIds
+from server.core import AnswerRequest, NudgingConfig, PromptPair, TokenIds
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.drafts import DraftedSession, SessionBefore, turn_ahead
+from server.decoding.stream import End, Output
 from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
 
 
@@ -110,10 +110,11 @@ class Faster:
 
     RETRY = 32
     SHORTEST = 8
-    """An answer of fewer tokens tells nothing."""
+    """Fewer tokens tell nothing: short answers are taken together."""
 
     def __init__(self) -> None:
         self._pace: dict[bool, float] = {}
+        self._short: dict[bool, tuple[int, float]] = {}
         self._answers = 0
 
     def choose(self) -> bool:
@@ -126,10 +127,14 @@ class Faster:
         return best != (self._answers % self.RETRY == 0)
 
     def took(self, verified: bool, tokens: int, seconds: float) -> None:
-        if tokens >= self.SHORTEST:
-            pace = seconds / tokens
-            before = self._pace.get(verified, pace)
-            self._pace[verified] = before + 0.25 * (pace - before)
+        others, their_seconds = self._short.pop(verified, (0, 0.0))
+        tokens, seconds = tokens + others, seconds + their_seconds
+        if tokens < self.SHORTEST:
+            self._short[verified] = tokens, seconds
+            return
+        pace = seconds / tokens
+        before = self._pace.get(verified, pace)
+        self._pace[verified] = before + 0.25 * (pace - before)
 
 
 class Measured(Nudged):
@@ -144,13 +149,13 @@ class Measured(Nudged):
         config: NudgingConfig,
         told: Callable[[int, float], None],
     ) -> None:
-        """``told``: called with its tokens and seconds, if it is written to its end."""
+        """``told``: called with its tokens, and its seconds without those for which it waited for
+        its reader, if it is written to its end."""
         super().__init__(base, aligned, prompt, request, config)
         self._told = told
 
-    async def pieces(self) -> AsyncGenerator[Piece]:
+    async def write(self, out: Output) -> End:
         began = time.perf_counter()
-        async with aclosing(super().pieces()) as pieces:
-            async for piece in pieces:
-                yield piece
-        self._told(self.committed, time.perf_counter() - began)
+        end = await super().write(out)
+        self._told(self.committed, time.perf_counter() - began - out.waited_s)
+        return end

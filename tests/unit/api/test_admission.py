@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.admission import Gate, Places, Ticket
+from server.api.admission import Gate, Ticket
 from server.api.errors import ApiError
 from server.config import ServerSettings
 
@@ -268,32 +268,6 @@ async def test_a_request_between_two_stretches_is_ended_as_well():
         async with ticket.limit():
             await asyncio.sleep(5)
     assert code(caught.value) == "shutting_down"
-
-
-# -- every place comes back ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ending", ["returns", "fails", "is cancelled"])
-async def test_however_a_request_ends_its_place_comes_back(ending: str):
-    door = gate()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        scope["state"]["ticket"] = take(door, 3)
-        if ending == "fails":
-            raise RuntimeError
-        if ending == "is cancelled":
-            await asyncio.sleep(60)
-
-    async def nothing(*_: Any) -> Any: ...
-
-    scope = {"type": "http", "state": {}}
-    request = asyncio.create_task(Places(app)(scope, nothing, nothing))  # type: ignore[arg-type]
-    await asyncio.sleep(0)
-    if ending == "is cancelled":
-        assert door.running == 3
-        request.cancel()
-    await asyncio.gather(request, return_exceptions=True)
-    assert (door.running, door.requests) == (0, 0)
 
 
 async def test_a_lower_priority_number_comes_first_and_equals_in_order():

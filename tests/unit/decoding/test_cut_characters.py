@@ -17,7 +17,7 @@ from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
 from server.text.grammar.vetting import compile_schema
 from server.text.tokenizer import Tokenizer
-from tests.conftest import DEMO
+from tests.conftest import DEMO, pieces_of
 
 GREEDY = AnswerRequest(SamplingParams(temperature=0))
 TEXTS = ["😀é漢字", "Hi 👩‍👩‍👧 you", "漢字かな。 Ok", "👍🏽 😀"]
@@ -170,11 +170,11 @@ async def test_a_lookahead_that_sees_no_end_changes_nothing(lookahead: int):
         found = []
         for tokens in (0, lookahead):
             writer = nudged(noise(seed), noise(-seed), request, gamma=0.5, end_lookahead=tokens)
-            pieces = [piece async for piece in writer.pieces()]
+            pieces = [piece async for piece in pieces_of(writer)]
             found.append(
                 (
                     [(piece.text, piece.speaker, piece.tokens) for piece in pieces],
-                    writer.stop_reason,
+                    writer.policy.stop_reason,
                     writer.policy.rounds,
                 )
             )

@@ -29,7 +29,7 @@ from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
 from server.text.grammar.vetting import compile_schema, matches
 from server.text.tokenizer import Tokenizer
-from tests.conftest import DEMO
+from tests.conftest import DEMO, pieces_of
 
 GREEDY = AnswerRequest(SamplingParams(temperature=0))
 
@@ -83,7 +83,7 @@ async def test_the_rejected_token_is_told_at_the_nudge():
     aligned = engine(("Well then", 0.9))
     request = GREEDY
     writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), request, NudgingConfig(gamma=0.5))
-    pieces = [each async for each in writer.pieces() if isinstance(each, Piece)]
+    pieces = [each async for each in pieces_of(writer) if isinstance(each, Piece)]
     assert pieces[0].rejected is None  # the aligned model started
     nudge = next(piece for piece in pieces[1:] if piece.speaker == "aligned")
     assert nudge.rejected is not None
@@ -123,7 +123,7 @@ async def test_what_was_looked_at_and_not_taken_is_in_no_context():
     prompt = PromptPair(("a",), ("a",))
     config = NudgingConfig(end_lookahead=3, gamma=0.95)  # every word is the aligned model's
     writer = Nudged(base, aligned, prompt, GREEDY, config)
-    answer = "".join([piece.text async for piece in writer.pieces()])
+    answer = "".join([piece.text async for piece in pieces_of(writer)])
     assert answer == text
     assert aligned.info.tokenizer.decode(writer.aligned.session._output) == text
 
@@ -161,12 +161,12 @@ async def test_going_ahead_changes_no_text(lookahead: int):
             request = replace(GREEDY, max_tokens=40, stop_token_ids=(300, 301, 302))
             writer = Nudged(base, aligned, PromptPair(("a",), ("b",)), request, config)
             writer.goes_ahead = ahead
-            pieces = [piece async for piece in writer.pieces()]
+            pieces = [piece async for piece in pieces_of(writer)]
             usage = writer.usage()
             found.append(
                 (
                     "".join(piece.text for piece in pieces),
-                    writer.stop_reason,
+                    writer.policy.stop_reason,
                     usage.base_tokens,
                     usage.aligned_tokens,
                     usage.rounds,
@@ -191,7 +191,7 @@ async def test_the_first_word_is_out_and_the_base_model_writes_while_the_lookahe
     aligned.distribution = watched
     config = NudgingConfig(end_lookahead=8)
     writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, config)
-    async with aclosing(writer.pieces()) as pieces:
+    async with aclosing(pieces_of(writer)) as pieces:
         first = await anext(pieces)
         assert (first.text, first.speaker) == ("A", "aligned")
         assert writer.aligned.session.steps < 8
@@ -207,7 +207,7 @@ async def test_whoever_leaves_during_a_lookahead_stops_both(taken: int):
     base.step_s = aligned.step_s = 0.001
     config = NudgingConfig(end_lookahead=8)
     writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, config)
-    async with aclosing(writer.pieces()) as pieces:
+    async with aclosing(pieces_of(writer)) as pieces:
         for _ in range(taken):
             await anext(pieces)
         await asyncio.sleep(0)  # the base model's turn has begun
@@ -241,7 +241,7 @@ async def test_special_tokens_reach_neither_the_answer_nor_the_other_model():
     base.distribution = distribution
     aligned = engine(("A hello you", 0.9))
     writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, NudgingConfig())
-    assert "".join([piece.text async for piece in writer.pieces()]) == "A hello you"
+    assert "".join([piece.text async for piece in pieces_of(writer)]) == "A hello you"
     assert special in writer.base.session._output  # its own context keeps what it wrote
     assert special not in writer.aligned.session._output
 
@@ -277,7 +277,7 @@ async def test_a_prompts_trailing_space_goes_to_the_first_word():
     base.distribution = distribution
     pair = PromptPair(("Q: hi\nAnswer: ",), ("hi",))
     writer = Nudged(base, engine(("Once more", 0.9)), pair, GREEDY, NudgingConfig())
-    assert "".join([piece.text async for piece in writer.pieces()]) == "Once more"
+    assert "".join([piece.text async for piece in pieces_of(writer)]) == "Once more"
     assert seen[0] == "Q: hi\nAnswer: Once"
     space_once = base.info.tokenizer.encode_text(" Once")
     assert writer.base.session._output[: len(space_once)] == space_once
@@ -287,13 +287,13 @@ async def test_a_first_word_with_its_own_space_gets_no_second_one():
     base = engine(("x", 0.9))
     pair = PromptPair(("Answer: ",), ("hi",))
     writer = Nudged(base, engine((" Once", 0.9)), pair, GREEDY, NudgingConfig())
-    assert "".join([piece.text async for piece in writer.pieces()]) == " Once"
+    assert "".join([piece.text async for piece in pieces_of(writer)]) == " Once"
     assert base.info.tokenizer.decode(writer.base.session._output) == " Once"
 
 
 async def test_a_model_alone_gives_its_prompts_trailing_space_back_too():
     writer = Alone(engine((" Paris", 0.9)), "base", ("Answer: ",), GREEDY)
-    assert "".join([piece.text async for piece in writer.pieces()]) == "Paris"
+    assert "".join([piece.text async for piece in pieces_of(writer)]) == "Paris"
 
 
 async def test_of_an_indentation_only_the_last_space_waits():
@@ -302,7 +302,7 @@ async def test_of_an_indentation_only_the_last_space_waits():
         base = engine((first, 0.9))
         writer = Alone(base, "base", ("def f():\n    ",), GREEDY)
         assert base.info.tokenizer.decode(writer.side.session._prompt) == "def f():\n   "
-        assert "".join([piece.text async for piece in writer.pieces()]) == whole
+        assert "".join([piece.text async for piece in pieces_of(writer)]) == whole
 
 
 async def test_a_prompt_that_is_one_space_is_read():
@@ -354,7 +354,7 @@ async def test_a_character_left_half_written_is_taken_back_and_written_whole_by_
     base.distribution = distribution
     aligned = engine(("Hi 🦊", 0.9))
     writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, NudgingConfig(start="base"))
-    pieces = [piece async for piece in writer.pieces()]
+    pieces = [piece async for piece in pieces_of(writer)]
     assert "".join(piece.text for piece in pieces) == "Hi 🦊"
     assert [p.speaker for p in pieces if "🦊" in p.text] == ["aligned"]
     assert tokenizer.decode(writer.base.session._output) == "Hi 🦊"

@@ -32,7 +32,7 @@ from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
 from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
-from tests.conftest import DEMO
+from tests.conftest import DEMO, pieces_of
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -180,7 +180,7 @@ async def test_a_nudge_is_ready_when_it_is_needed():
         return generate(params)
 
     real.generate = watched
-    assert "".join([piece.text async for piece in writer.pieces()]).strip() == text
+    assert "".join([piece.text async for piece in pieces_of(writer)]).strip() == text
     assert writer.usage().rounds >= 3
     # All but the first word were drafted while the base model wrote.
     assert asked[0] == 0
@@ -223,7 +223,7 @@ async def test_whoever_leaves_stops_both(taken: int, way):
     request = AnswerRequest(GREEDY, max_tokens=60)
     writer = Nudged(*engines, PromptPair(("a",), ("a",)), request, NudgingConfig(gamma=0.5))
     way(writer)
-    async with aclosing(writer.pieces()) as pieces:
+    async with aclosing(pieces_of(writer)) as pieces:
         for _ in range(taken):
             await anext(pieces, None)
     assert not any(engine.running for engine in engines)
@@ -296,7 +296,7 @@ async def test_an_answer_that_was_left_is_not_measured():
             NudgingConfig(gamma=0.5),
             lambda *took: found.append(took),
         )
-        async with aclosing(writer.pieces()) as pieces:
+        async with aclosing(pieces_of(writer)) as pieces:
             async for _ in pieces:
                 if not whole:
                     break
@@ -351,7 +351,7 @@ async def test_auto_measures_both_ways_and_never_fails():
     for _ in range(2):
         each = writer(registry, AnswerRequest(GREEDY))
         ways.add(is_verified(each))
-        assert "".join([piece.text async for piece in each.pieces()])
+        assert "".join([piece.text async for piece in pieces_of(each)])
     assert ways == {True, False}
     two_vocabularies = await running("auto", "aligned-1k")
     assert not is_verified(writer(two_vocabularies, AnswerRequest(GREEDY)))

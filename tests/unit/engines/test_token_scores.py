@@ -237,7 +237,7 @@ def shown(
     kind: type[Renderer], pieces: Sequence[Piece], finished: Finished, echo: str = ""
 ) -> tuple[Json, list[Json]]:
     """A choice as a whole, and as the chunks of a stream."""
-    made = [kind("m", trace=True, include_usage=False, rewrites=False, top=2) for _ in range(2)]
+    made = [kind("m", trace=True, include_usage=False, top=2) for _ in range(2)]
     whole = made[0].choice(0, pieces, finished, echo)
     chunks = [*made[1].first_chunks(0, echo, None)]
     for piece in pieces:
