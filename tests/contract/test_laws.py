@@ -217,6 +217,29 @@ async def test_a_grammar_holds_across_both_speakers(registry: Registry, pair: st
 
 
 @pytest.mark.parametrize("pair", ["demo", "cross"])
+@pytest.mark.parametrize("lookahead", [0, 1, 2, 16])
+async def test_characters_of_several_tokens_are_written_whole_or_cut_by_length(
+    registry: Registry, pair: str, lookahead: int
+):
+    grammar = json_grammar({"enum": ["😀é漢字"]})
+
+    async def check(most: int, gamma: float) -> None:
+        request = AnswerRequest(GREEDY, max_tokens=most, grammar=grammar)
+        writer = nudged(
+            registry, pair, "Hello!", request=request, gamma=gamma, end_lookahead=lookahead
+        )
+        pieces, finished = await answer(writer, request)
+        if most == 60:
+            assert (text(pieces), finished.stop_reason) == ('"😀é漢字"', "aligned_end")
+        else:
+            assert '"😀é漢字"'.startswith(text(pieces))
+            assert finished.stop_reason == "length"
+
+    mosts = (1, 2, 3, 4, 5, 8, 13, 60)
+    await asyncio.gather(*(check(most, gamma) for most in mosts for gamma in (0.0, 0.4, 1.5)))
+
+
+@pytest.mark.parametrize("pair", ["demo", "cross"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 async def test_law_3_every_committed_base_token_has_p1_of_gamma_or_more(
     registry: Registry, pair: str, temperature: float

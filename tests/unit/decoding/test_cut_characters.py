@@ -189,3 +189,27 @@ async def test_an_end_behind_a_word_that_is_longer_than_the_lookahead_is_not_in_
         writer = nudged(engine(text + " so"), engine(text), GREEDY, end_lookahead=lookahead)
         answer, finished = await told(writer, GREEDY)
         assert (answer, finished.stop_reason) == (text + " so", "aligned_end")
+
+
+@pytest.mark.parametrize("lookahead", LOOKAHEADS)
+async def test_no_engine_is_asked_for_nothing(lookahead: int):
+    """The base model's turn is broken off, for it repeats itself, where max_tokens are reached."""
+    own = tokenizer()
+    block = own.encode_text("a b c d e")
+    start = own.encode_text("Hi")
+    base = engine("x")
+    base.distribution = lambda _, output: [(block[(len(output) - len(start)) % len(block)], 0.9)]
+    request = replace(GREEDY, max_tokens=len(start) + 3 * len(block))
+    writer = nudged(base, engine("Hi you " * 9), request, end_lookahead=lookahead)
+    asked: list[int] = []
+    session = writer.aligned.session
+    generate = session.generate
+
+    def noted(params):
+        asked.append(params.max_tokens)
+        return generate(params)
+
+    session.generate = noted
+    answer, finished = await told(writer, request)
+    assert (answer, finished.stop_reason) == ("Hi" + own.decode(block) * 3, "length")
+    assert all(most >= 1 for most in asked)
