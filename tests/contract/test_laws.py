@@ -221,7 +221,7 @@ async def test_a_grammar_holds_across_both_speakers(registry: Registry, pair: st
 async def test_characters_of_several_tokens_are_written_whole_or_cut_by_length(
     registry: Registry, pair: str, lookahead: int
 ):
-    grammar = json_grammar({"enum": ["😀é漢字"]})
+    grammar = compile_schema({"enum": ["😀é漢字"]})
 
     async def check(most: int, gamma: float) -> None:
         request = AnswerRequest(GREEDY, max_tokens=most, grammar=grammar)
