@@ -17,6 +17,7 @@ from server.api.openai.messages import Conversation
 from server.api.openai.requests import ChatRequest, CompletionRequest, Generation
 from server.config import ServerSettings
 from server.core import ContextLengthExceeded
+from server.decoding.handover import too_long
 from server.decoding.stream import Writer
 from server.serving.registry import Registry, Served
 from server.text.tokenizer import Tokenizer
@@ -142,6 +143,6 @@ def _longest_token(tokenizer: Tokenizer) -> int:
 
 def _too_long(body: Generation, tokens: str, most: int) -> ContextLengthExceeded:
     return ContextLengthExceeded(
-        f"the prompt has {tokens} tokens; {body.model!r} takes {most} at most",
+        too_long(most, tokens),
         param="prompt" if isinstance(body, CompletionRequest) else "messages",
     )

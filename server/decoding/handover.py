@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from server.core import (
     ContextLengthExceeded,
@@ -21,14 +22,22 @@ from server.core import (
     joined,
 )
 from server.engines.base import Engine, Session, Token
+from server.text.tokenizer import Tokenizer
+
+
+def too_long(most: int, tokens: str, whose: str = "") -> str:
+    """OpenAI's words, which clients look for to know that they should shorten their prompt."""
+    return (
+        f"This model's maximum context length is {most} tokens. However, your messages resulted in "
+        f"{tokens} tokens{whose}. Please reduce the length of the messages."
+    )
 
 
 def check_fits(prompt_tokens: int, engine: Engine, who: str) -> None:
     """Raises `ContextLengthExceeded` where no token of an answer would fit."""
     if prompt_tokens >= engine.info.context_length:
         raise ContextLengthExceeded(
-            f"the prompt has {prompt_tokens} tokens for the {who} model, whose context "
-            f"holds {engine.info.context_length} with the answer"
+            too_long(engine.info.context_length, f"{prompt_tokens}", f" for the {who} model")
         )
 
 
@@ -65,7 +74,7 @@ class Side:
         if isinstance(prompt, tuple):
             if not verbatim:
                 prompt, self._lead = without_last_space(prompt)
-            prompt = self.tokenizer.encode_prompt(prompt)
+            prompt = list(_encoded(self.tokenizer, prompt))
         self.prompt_tokens = len(prompt)
         check_fits(self.prompt_tokens, engine, speaker)
         self.session = engine.open(prompt)
@@ -277,6 +286,12 @@ class Growing:
         piece = Piece(text, self._side.speaker, self._lowest, self._tokens, scored=scored)
         self._begin()
         return piece if text or scored else None
+
+
+@lru_cache(maxsize=8)
+def _encoded(tokenizer: Tokenizer, prompt: PromptText) -> tuple[int, ...]:
+    """Of the ``n`` answers to one prompt the first one has it tokenized."""
+    return tuple(tokenizer.encode_prompt(prompt))
 
 
 def without_last_space(prompt: PromptText) -> tuple[PromptText, str]:
