@@ -20,6 +20,8 @@ The contract, which ``tests/contract`` holds every implementation to:
 8. ``check`` gives what greedy turns of one token would give at each position of a draft, in one
    forward pass, and leaves the context as it was. So does ``score`` for the context itself.
 
+When a turn ends is written in `server.engines.turn`, for every implementation.
+
 How a session keeps its KV (prefix cache, resumable request, remote slot) is the engine's own
 business. Does not know: the policy, HTTP, any implementation.
 """
@@ -28,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -184,6 +187,17 @@ class Session(Protocol):
 
     async def aclose(self) -> None:
         """Abort whatever runs and free what the engine holds."""
+
+
+async def collect(session: Session, params: TurnParams) -> tuple[list[Token], TurnEnd]:
+    """A whole turn: the tokens that it took, and how it ended."""
+    tokens: list[Token] = []
+    async with aclosing(session.generate(params)) as events:
+        async for event in events:
+            if isinstance(event, TurnEnd):
+                return tokens, event
+            tokens.append(event)
+    raise RuntimeError("the engine's turn ended without saying how")  # the contract, 1
 
 
 class Engine(Protocol):
