@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
-from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
+from server.engines.base import UNKNOWN, EngineInfo, Token, TurnEnd, TurnParams
 from server.engines.turn import Turn
 from server.text.grammar.follow import Follower, Vocabulary
 from server.text.tokenizer import Tokenizer
@@ -164,11 +164,11 @@ class ScriptedSession:
                     raise EngineUnavailable(f"engine {info.name!r} died")
                 self.steps += 1
                 candidates = engine.distribution(self._prompt, self._output)
-                top = tuple((i, math.log(p)) for i, p in candidates[: params.top] if p > 0)
+                top = tuple((i, math.log(p)) for i, p in candidates[: params.reported] if p > 0)
                 allowed = self._allowed(candidates, params)
                 weights = self._weights(allowed, params, len(turn.taken))
                 number = _draw(weights, params.sampling, draws)
-                drawn = Token(number, math.log(dict(allowed)[number]), top)
+                drawn = Token(number, math.log(dict(allowed)[number]) if top else UNKNOWN, top)
                 if turn.offer(drawn, p1=allowed[0][1]):
                     self._output.append(number)
                     yield drawn

@@ -58,7 +58,7 @@ class CheckedSession(SessionBefore):
         while turn.end is None:
             if not self._known:
                 draft = await self._draft(min(self._tokens, params.max_tokens - len(turn.taken)))
-                checked = await self._session.check(draft, params.top)
+                checked = await self._session.check(draft, params.reported)
                 self._known.extend(zip(checked, [*draft, None], strict=False))
             token, _ = self._known[0]
             if turn.offer(token):

@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import vllm
 from vllm import TokensPrompt
 from vllm.logprobs import FlatLogprobs
@@ -27,7 +28,15 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.core import EngineUnavailable, TokenIds
-from server.engines.base import EVERY_TOKEN, EngineInfo, Token, TurnEnd, TurnParams
+from server.engines.base import (
+    EVERY_TOKEN,
+    UNKNOWN,
+    Distribution,
+    EngineInfo,
+    Token,
+    TurnEnd,
+    TurnParams,
+)
 from server.engines.silence import Watch
 from server.engines.turn import Turn, likeliest
 from server.engines.vllm.resumable import Capacity, ResumableRequest, Share
@@ -100,7 +109,7 @@ class VllmSession:
 
     async def _generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
         core, info, ids = self._core, self._core.info, self._ids
-        watch, top = core.watch, params.top
+        watch, top = core.watch, params.reported
         turn = Turn(params, info.tokenizer, info.stop_ids, info.context_length - len(ids))
         self._ended = True
         with core.at_work():
@@ -359,23 +368,27 @@ def _offer_stopped(turn: Turn, last: Token) -> None:
 
 
 def _tokens(completion: vllm.CompletionOutput, top: int) -> list[Token]:
-    positions = _positions(completion.logprobs)
-    return [
-        _token(number, logprobs, top)
-        for number, logprobs in zip(completion.token_ids, positions, strict=True)
-    ]
+    numbers, logprobs = completion.token_ids, completion.logprobs
+    if not top:
+        return [Token(number, UNKNOWN, ()) for number in numbers]
+    if isinstance(logprobs, FlatLogprobs):
+        bounds = zip(numbers, logprobs.start_indices, logprobs.end_indices, strict=True)
+        return [_with_all(number, logprobs, start, end) for number, start, end in bounds]
+    positions = zip(numbers, _positions(logprobs), strict=True)
+    return [_token(number, position, top) for number, position in positions]
+
+
+def _with_all(number: int, logprobs: FlatLogprobs, start: int, end: int) -> Token:
+    """A position with all its tokens, in front of which the one sampled is told once more."""
+    ids = np.array(logprobs.token_ids[start + 1 : end], np.int64)
+    values = np.array(logprobs.logprobs[start + 1 : end], np.float64)
+    return Token(number, logprobs.logprobs[start], Distribution(ids, values))
 
 
 def _positions(logprobs: Any) -> Iterator[dict[int, float]]:
     """The log probability by id that vLLM reports of each position."""
-    if isinstance(logprobs, FlatLogprobs):
-        for start, end in zip(logprobs.start_indices, logprobs.end_indices, strict=True):
-            yield dict(
-                zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True)
-            )
-    else:
-        for position in logprobs:
-            yield {number: each.logprob for number, each in position.items()}
+    for position in logprobs:
+        yield {number: each.logprob for number, each in position.items()}
 
 
 def _token(number: int, logprobs: Mapping[int, float], top: int) -> Token:
@@ -403,7 +416,8 @@ def _sampling(
     params: TurnParams, info: EngineInfo, most: int, adjustment: dict[str, Any]
 ) -> vllm.SamplingParams:
     sampling = params.sampling
-    everything = params.top >= EVERY_TOKEN
+    reported = params.reported
+    everything = reported >= EVERY_TOKEN
     extra = dict(adjustment)
     if params.stop_below is not None:
         extra["nudge_below"] = params.stop_below
@@ -423,7 +437,7 @@ def _sampling(
         seed=seed,
         max_tokens=most,
         stop_token_ids=[*info.stop_ids, *params.stop_token_ids],
-        logprobs=-1 if everything else params.top,
+        logprobs=-1 if everything else reported or None,
         # Lists instead of an object for each of so many tokens: a fifth of the time.
         flat_logprobs=everything,
         detokenize=False,
