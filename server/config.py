@@ -47,7 +47,7 @@ class _Frozen(BaseModel):
 
 
 _NOT_VLLMS = frozenset(
-    {"backend", "device", "cpu_threads", "start_timeout_s", "turn_timeout_s", "resumable", "args"}
+    {"backend", "device", "cpu_threads", "start_timeout_s", "silence_s", "resumable", "args"}
 )
 """Settings of an engine that are no argument of vLLM's, or that hold such."""
 
@@ -64,8 +64,10 @@ class EngineSettings(_Frozen):
     cpu_threads: int | None = Field(None, ge=1)
     """On the CPU; unset: the cores, shared equally among the engines."""
     start_timeout_s: float = Field(1800, gt=0)
-    turn_timeout_s: float = Field(300, gt=0)
-    """How long the next token may take (503)."""
+    silence_s: float = Field(30, gt=0)
+    """How long the engine may write nothing, for any of its answers, while it has something to
+    write; longer with prompts to read (`server.engines.silence`). Then it is dead (503), and
+    started again."""
     resumable: bool = True
     """Whether what an answer's turns have read stays in the engine between them."""
     tokenizer: str | None = None

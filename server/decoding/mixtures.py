@@ -40,7 +40,7 @@ from server.core import (
 )
 from server.decoding.handover import check_fits, close_all, without_last_space
 from server.decoding.stream import End, Output
-from server.engines.base import EVERY_TOKEN, Engine, Token, TurnEnd, TurnParams
+from server.engines.base import EVERY_TOKEN, Distribution, Engine, Token, TurnEnd, TurnParams
 from server.text.tokenizer import Tokenizer
 
 LogProbs: TypeAlias = NDArray[np.float64]
@@ -265,8 +265,11 @@ class _Context:
 def log_probs(look: Token, size: int) -> LogProbs:
     """A position's distribution by id; -inf for what the engine doesn't report. Ids beyond the
     vocabulary (a model's padding) are left out."""
-    ids = np.fromiter((i for i, _ in look.top), np.int64, len(look.top))
-    values = np.fromiter((value for _, value in look.top), np.float64, len(look.top))
+    if isinstance(look.top, Distribution):
+        ids, values = look.top.ids, look.top.logprobs
+    else:
+        ids = np.fromiter((i for i, _ in look.top), np.int64, len(look.top))
+        values = np.fromiter((value for _, value in look.top), np.float64, len(look.top))
     found = np.full(size, -np.inf)
     found[ids[ids < size]] = values[ids < size]
     return found

@@ -5,7 +5,8 @@ The contract, which ``tests/contract`` holds every implementation to:
 1. ``generate`` yields one `Token` for each token taken, in order, then exactly one `TurnEnd`,
    always last. It raises `EngineUnavailable` if the engine dies.
 2. Each token carries its raw log probability and the likeliest alternatives, from the model's
-   own distribution: before temperature, top-p, penalties and any forced stop.
+   own distribution: before temperature, top-p, penalties and any forced stop. With ``top = 0`` a
+   plain turn carries neither, and writes the same.
 3. With ``stop_below = γ`` the engine stops *by itself* at the first position whose top-1
    probability is under γ, and reports that position in ``TurnEnd.rejected`` without taking it.
    p1 == γ is taken. The same goes for its end of text.
@@ -20,6 +21,8 @@ The contract, which ``tests/contract`` holds every implementation to:
 8. ``check`` gives what greedy turns of one token would give at each position of a draft, in one
    forward pass, and leaves the context as it was. So does ``score`` for the context itself.
 
+When a turn ends is written in `server.engines.turn`, for every implementation.
+
 How a session keeps its KV (prefix cache, resumable request, remote slot) is the engine's own
 business. Does not know: the policy, HTTP, any implementation.
 """
@@ -27,31 +30,77 @@ business. Does not know: the policy, HTTP, any implementation.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from server.core import Grammar, SamplingParams, TokenIds
 from server.text.tokenizer import Tokenizer
 from server.text.words import Word
+
+UNKNOWN = math.nan
+"""The probability of a token of which none was asked for."""
+
+
+class Distribution(Sequence[tuple[int, float]]):
+    """All tokens of a position as arrays: as a `Token.top` it is that, and whoever wants all of
+    them takes ``ids`` and ``logprobs``, entry by entry the same token's, in no order.
+
+    The best one is found without sorting; the others are sorted when somebody asks for them.
+    """
+
+    __slots__ = ("_ranked", "ids", "logprobs")
+
+    def __init__(self, ids: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float64]) -> None:
+        self.ids = ids
+        self.logprobs = logprobs
+        self._ranked: tuple[tuple[int, float], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, float]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[int, float]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[int, float] | Sequence[tuple[int, float]]:
+        if index == 0:
+            best = int(self.logprobs.argmax())
+            return int(self.ids[best]), float(self.logprobs[best])
+        return self._sorted()[index]
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        return iter(self._sorted())
+
+    def _sorted(self) -> tuple[tuple[int, float], ...]:
+        if self._ranked is None:
+            order = np.argsort(-self.logprobs, kind="stable")
+            values = self.logprobs[order].tolist()
+            self._ranked = tuple(zip(self.ids[order].tolist(), values, strict=True))
+        return self._ranked
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     """One decode position.
 
-    id: the token sampled. logprob: its raw natural-log probability.
-    top: the likeliest tokens of the position as (id, logprob), best first, at least one.
+    id: the token sampled. logprob: its raw natural-log probability, `UNKNOWN` if not asked for.
+    top: the likeliest tokens of the position as (id, logprob), best first, at least one, but none
+        where none was asked for. With `EVERY_TOKEN` it may be a `Distribution`.
     """
 
     id: int
     logprob: float
-    top: tuple[tuple[int, float], ...]
+    top: Sequence[tuple[int, float]]
 
     @property
     def top_prob(self) -> float:
-        """p1, the raw top-1 probability of the position, in [0, 1]."""
-        return math.exp(self.top[0][1])
+        """p1, the raw top-1 probability of the position, in [0, 1]; or `UNKNOWN`."""
+        return math.exp(self.top[0][1]) if self.top else UNKNOWN
 
 
 EndReason = Literal[
@@ -84,7 +133,9 @@ class TurnParams:
     max_tokens: tokens to take at most, ≥ 1.
     stop_below: γ, or None.
     word: stop after one word, of which these tokens are in the context already; None: don't.
-    top: alternatives to report at each position, ≥ 1.
+    top: alternatives to report at each position. 0: none, and no probability at all, so that the
+        engine need not compute it; in a plain turn, that is. With ``stop_below`` or ``word`` one
+        is reported at least.
     turn: its number within the answer; with a seed, each turn draws its own numbers.
     stop_token_ids: tokens that end the turn (reason ``stop``) besides the model's own.
     not_before: (token id, n): tokens that can't be drawn among the first n of the turn.
@@ -107,6 +158,12 @@ class TurnParams:
         """Whether what can be drawn is another distribution than the model's own."""
         sampling = self.sampling
         return bool(sampling.penalized or sampling.logit_bias or self.not_before or self.grammar)
+
+    @property
+    def reported(self) -> int:
+        """Alternatives that are reported at each position."""
+        plain = self.stop_below is None and self.word is None
+        return self.top if plain else max(1, self.top)
 
     def word_with(self, tokenizer: Tokenizer) -> Word | None:
         """The word that the turn is to stop after, as far as it is in the context."""
@@ -184,6 +241,17 @@ class Session(Protocol):
 
     async def aclose(self) -> None:
         """Abort whatever runs and free what the engine holds."""
+
+
+async def collect(session: Session, params: TurnParams) -> tuple[list[Token], TurnEnd]:
+    """A whole turn: the tokens that it took, and how it ended."""
+    tokens: list[Token] = []
+    async with aclosing(session.generate(params)) as events:
+        async for event in events:
+            if isinstance(event, TurnEnd):
+                return tokens, event
+            tokens.append(event)
+    raise RuntimeError("the engine's turn ended without saying how")  # the contract, 1
 
 
 class Engine(Protocol):

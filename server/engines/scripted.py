@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
-from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
+from server.engines.base import UNKNOWN, EngineInfo, Token, TurnEnd, TurnParams
+from server.engines.turn import Turn
 from server.text.grammar.follow import Follower, Vocabulary
 from server.text.tokenizer import Tokenizer
-from server.text.words import Part
 
 Distribution = Callable[[Sequence[int], Sequence[int]], Sequence[tuple[int, float]]]
 """(prompt ids, ids after it) → the next token's candidates as (id, probability), best first."""
@@ -154,44 +154,25 @@ class ScriptedSession:
         draws = random.Random(f"{params.sampling.seed}/{params.turn}")
         if params.sampling.seed is None:
             draws = random.Random()
-        word = params.word_with(info.tokenizer)
+        turn = Turn(params, info.tokenizer, info.stop_ids, info.context_length - self.length)
         engine.running += 1
         self._running = True
         try:
-            for taken in range(params.max_tokens):
-                if self.length >= info.context_length:
-                    break
+            while turn.end is None:
                 await asyncio.sleep(engine.step_s)
                 if self.steps == engine.dies_after:
                     raise EngineUnavailable(f"engine {info.name!r} died")
                 self.steps += 1
                 candidates = engine.distribution(self._prompt, self._output)
-                top = tuple((i, math.log(p)) for i, p in candidates[: params.top] if p > 0)
-                best = candidates[0]
+                top = tuple((i, math.log(p)) for i, p in candidates[: params.reported] if p > 0)
                 allowed = self._allowed(candidates, params)
-                if params.stop_below is not None and allowed[0][1] < params.stop_below:
-                    yield TurnEnd("uncertain", Token(best[0], math.log(best[1]), top))
-                    return
-                weights = self._weights(allowed, params, taken)
+                weights = self._weights(allowed, params, len(turn.taken))
                 number = _draw(weights, params.sampling, draws)
-                raw = dict(allowed)[number]
-                drawn = Token(number, math.log(raw), top)
-                if number in info.stop_ids:
-                    yield TurnEnd("stop", drawn)
-                    return
-                part = Part.INSIDE if word is None else word.push(number)
-                if part is Part.BEYOND:
-                    yield TurnEnd("word", drawn)
-                    return
-                if number in params.stop_token_ids:
-                    yield TurnEnd("stop", drawn)
-                    return
-                self._output.append(number)
-                yield drawn
-                if part is Part.LAST:
-                    yield TurnEnd("word")
-                    return
-            yield TurnEnd("length")
+                drawn = Token(number, math.log(dict(allowed)[number]) if top else UNKNOWN, top)
+                if turn.offer(drawn, p1=allowed[0][1]):
+                    self._output.append(number)
+                    yield drawn
+            yield turn.end
         finally:
             engine.running -= 1
             self._running = False
@@ -274,7 +255,7 @@ class ScriptedSession:
             logit -= sampling.frequency_penalty * counts[token]
             logit -= sampling.presence_penalty * bool(counts[token])
             weights.append((token, math.exp(logit)))
-        return sorted(weights, key=lambda each: -each[1])
+        return sorted(weights, key=lambda each: -each[1]) or candidates
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
         self._alone()

@@ -373,7 +373,7 @@ async def start_engine(name: str, all_settings: Settings) -> Engine:
         device=settings.device,
         cpu_threads=all_settings.threads(name),
         timeout_s=settings.start_timeout_s,
-        turn_timeout_s=settings.turn_timeout_s,
+        silence_s=settings.silence_s,
         resumable=settings.resumable,
     )
 

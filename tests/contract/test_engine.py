@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
 from server.core import SamplingParams
-from server.engines.base import Engine, Token, TurnEnd, TurnParams
+from server.engines.base import EVERY_TOKEN, Engine, Token, TurnEnd, TurnParams
 from server.text.words import Part, Word
 from tests.contract.conftest import GREEDY, PROMPTS, ids, opened, plain, run
 
@@ -38,6 +39,41 @@ async def test_2_every_token_carries_its_raw_distribution(engine: Engine, prompt
         assert token.id == token.top[0][0]  # greedy
         assert token.logprob == token.top[0][1]
         assert 0 < token.top_prob <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, seed=7)])
+async def test_2_without_probabilities_it_writes_the_same(
+    engine: Engine, prompt: str, sampling: SamplingParams
+):
+    told = TurnParams(sampling, max_tokens=20)
+    expected, end = await run(opened(engine, prompt), told)
+    got, untold_end = await run(opened(engine, prompt), replace(told, top=0))
+    assert ids(got) == ids(expected)
+    assert untold_end.reason == end.reason
+    untold = [*got, *filter(None, [untold_end.rejected])]
+    assert all(token.top == () and math.isnan(token.logprob) for token in untold)
+    assert all(math.isnan(token.top_prob) for token in untold)
+    # A turn whose end hangs on probabilities, or on what is likeliest, tells of them.
+    for kind in (replace(told, stop_below=0.3), replace(told, word=())):
+        expected, end = await run(opened(engine, prompt), replace(kind, top=1))
+        got, untold_end = await run(opened(engine, prompt), replace(kind, top=0))
+        assert ids(got) == ids(expected)
+        assert untold_end.reason == end.reason
+        assert all(len(token.top) == 1 and token.top_prob > 0 for token in got)
+
+
+async def test_2_every_token_can_be_asked_for(engine: Engine):
+    look = TurnParams(GREEDY, max_tokens=1, stop_below=2.0, top=EVERY_TOKEN)
+    _, end = await run(opened(engine, PROMPTS[0]), look)
+    few = (await one_token(engine, engine.info.tokenizer.encode_prompt(PROMPTS[0]), 5)).top
+    assert end.rejected is not None
+    whole = end.rejected.top
+    assert [i for i, _ in whole[: len(few)]] == [i for i, _ in few]
+    assert [p for _, p in whole[: len(few)]] == pytest.approx([p for _, p in few], abs=1e-5)
+    assert end.rejected.id == whole[0][0] == next(iter(whole))[0]
+    assert sum(math.exp(p) for _, p in whole) == pytest.approx(1, abs=1e-3)
+    assert len({i for i, _ in whole}) == len(whole) == len(list(whole))
 
 
 async def test_2_the_raw_distribution_does_not_depend_on_the_temperature(engine: Engine):

@@ -199,18 +199,32 @@ async def test_what_is_taken_back_is_forgotten(registry: Registry):
     await fresh.aclose()
 
 
-async def test_a_token_that_never_comes_fails_the_answer(registry: Registry, monkeypatch):
-    from server.core import EngineUnavailable
-
+async def test_every_output_is_heard_and_who_waits_for_one_is_known(registry: Registry):
+    """By which a hung engine is found out (`server.engines.silence`)."""
     engine = registry.engines["base"]
     assert isinstance(engine, VllmEngine)
-    monkeypatch.setattr(engine._core, "turn_timeout_s", 0.0)
-    for stop in (None, 0.5):  # by a request of its own, and by a resumable one
-        session = opened(engine, "Once")
-        with pytest.raises(EngineUnavailable, match="wrote nothing for 0 s"):
-            await run(session, TurnParams(GREEDY, max_tokens=5, stop_below=stop))
+    watch = engine._core.watch
+    for stop in (None, 0.0):  # by a request of its own, and by a resumable one
+        session, before = opened(engine, "Once"), watch.heard
+        unread = session.length
+        events = session.generate(TurnParams(GREEDY, max_tokens=20, stop_below=stop))
+        first = asyncio.ensure_future(anext(events))
+        while not watch.waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert list(watch.reading.values()) == [unread]
+        await first
+        assert not watch.reading
+        # What nobody reads is heard all the same, and nobody waits for it.
+        async with asyncio.timeout(10):
+            while watch.heard < before + 10:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not watch.waiting
+        await events.aclose()
+        await session.check([], 1)
+        await session.score(1)
         await session.aclose()
-    assert not engine.running
+        assert not watch.waiting
+        assert not watch.reading
 
 
 # -- forty answers, and KV for ten ---------------------------------------------------------------

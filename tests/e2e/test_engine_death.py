@@ -1,5 +1,5 @@
-"""An engine that dies is noticed, told of, and started again: the shipped command, real engines,
-kill -9."""
+"""An engine that dies or hangs is noticed, told of, and started again: the shipped command, real
+engines, kill -9 and kill -STOP."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import DEMO, Server, serve
 
+SILENCE_S = 3
 CONFIG = f"""
 engines:
   base: &engine
@@ -25,6 +26,7 @@ engines:
     dtype: float32
     max_model_len: 512
     kv_cache_memory_bytes: 32MiB
+    silence_s: {SILENCE_S}
   aligned: {{<<: *engine, model: {DEMO}/aligned}}
 models:
   demo: {{base: base, aligned: aligned, degraded: aligned}}
@@ -199,6 +201,57 @@ async def test_ctrl_c_in_the_terminal_leaves_the_engines_to_the_server(
     await asyncio.sleep(0.5)
     assert (await client.post(CHAT, json=question("strict"))).status_code == 200
     assert engine_pids(server) == pids
+
+
+async def test_an_engine_that_hangs_in_mid_stream_is_killed_and_started_again(
+    server: Server, client: httpx.AsyncClient
+):
+    whole = (await client.post(CHAT, json=question("strict"))).json()
+    pid = engine_pids(server)["aligned"]
+    async with client.stream("POST", CHAT, json=endless("strict:aligned", stream=True)) as hanging:
+        lines = hanging.aiter_lines()
+        await read_events(lines, 5)
+        os.kill(pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        waits = asyncio.create_task(client.post(CHAT, json=endless("strict:aligned")))
+        # The other engine isn't disturbed, however long it writes.
+        other = asyncio.create_task(client.post(CHAT, json=endless("strict:base")))
+        *after, error, done = await read_events(lines)
+        assert SILENCE_S - 1 < time.monotonic() - stopped < SILENCE_S + 8
+    assert all("choices" in json.loads(each) for each in after)
+    assert json.loads(error).keys() == {"error"}
+    assert json.loads(error)["error"]["code"] == "engine_unavailable"
+    assert done == "[DONE]"
+    assert (await waits).status_code == 503
+    assert (await other).json()["usage"]["completion_tokens"] == 400
+    state = await client.get("/ready")
+    assert (state.status_code, state.json()) == (503, {"status": "engine_unavailable"})
+    refused = await client.post(CHAT, json=question("strict"))
+    assert refused.status_code == 503
+    await ready(client)
+    again = await client.post(CHAT, json=question("strict"))
+    assert again.json()["choices"] == whole["choices"]
+    assert "engine 'aligned' hung: it wrote nothing for" in server.output
+    assert "Traceback" not in server.output
+    assert engine_pids(server)["aligned"] != pid
+
+
+async def test_one_that_hangs_while_nobody_asks_is_found_out_by_whoever_asks_next(
+    server: Server, client: httpx.AsyncClient
+):
+    whole = (await client.post(CHAT, json=question("strict"))).json()
+    os.kill(engine_pids(server)["aligned"], signal.SIGSTOP)
+    await asyncio.sleep(SILENCE_S + 2)
+    await ready(client)  # it has nothing to write, and there is nothing to see
+    asked = time.monotonic()
+    answer = await client.post(CHAT, json=question("strict"))
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "engine_unavailable"
+    assert time.monotonic() - asked < SILENCE_S + 10  # and its prompt's part
+    await ready(client, False)
+    await ready(client)
+    again = await client.post(CHAT, json=question("strict"))
+    assert again.json()["choices"] == whole["choices"]
 
 
 async def test_it_gives_up_on_an_engine_that_keeps_dying(server: Server, client: httpx.AsyncClient):

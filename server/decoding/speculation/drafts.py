@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 
 from server.core import AnswerRequest, TokenIds
 from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
+from server.engines.turn import Turn
 from server.text.tokenizer import Tokenizer
-from server.text.words import Part, Word
 
 
 def share_ids(one: Tokenizer, other: Tokenizer) -> bool:
@@ -107,19 +106,16 @@ class DraftedSession(SessionBefore):
         """
         if self.ahead:
             return
-        if self._next is not None:
-            begun = self._next
-            if begun.id in (*self._info.stop_ids, *params.stop_token_ids):
+        turn = self._turn(params)
+        if self._next is not None and turn.end is None:
+            if not turn.offer(self._next):
                 return
-            self._next = None
+            begun, self._next = self._next, None
             self.ahead.append(begun)
             await self._session.extend([begun.id])
-            params = replace(params, max_tokens=params.max_tokens - 1)
-            if params.word is not None:
-                params = replace(params, word=(begun.id,))
-            if not params.max_tokens or Word(self._info.tokenizer).push(begun.id) is Part.LAST:
-                return
-        async with aclosing(self._session.generate(params)) as events:
+        if turn.end is not None:
+            return
+        async with aclosing(self._session.generate(turn.rest())) as events:
             async for event in events:
                 if isinstance(event, Token):
                     self.ahead.append(event)
@@ -131,41 +127,29 @@ class DraftedSession(SessionBefore):
     async def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
         served: list[Token] = []
         self._served = served
-        word = params.word_with(self._info.tokenizer)
-        while self.ahead and len(served) < params.max_tokens:
-            token = self.ahead[0]
-            part = Part.INSIDE if word is None else word.push(token.id)
-            if part is Part.BEYOND:
-                yield TurnEnd("word", token)
-                return
-            served.append(self.ahead.popleft())
-            yield token
-            if part is Part.LAST:
-                yield TurnEnd("word")
-                return
-        left = params.max_tokens - len(served)
-        if left <= 0:
-            yield TurnEnd("length")
+        turn = self._turn(params)
+        while self.ahead and turn.end is None:
+            if turn.offer(self.ahead[0]):
+                served.append(self.ahead.popleft())
+                yield served[-1]
+        if self._next is not None and turn.end is None and turn.offer(self._next):
+            begun, self._next = self._next, None
+            await self._session.extend([begun.id])
+            served.append(begun)
+            yield begun
+        if turn.end is not None:
+            yield turn.end
             return
-        if self._next is not None:
-            known = self._next
-            if word is not None and word.push(known.id) is Part.BEYOND:
-                stops = known.id in self._info.stop_ids
-                yield TurnEnd("stop" if stops else "word", known)
-                return
-            if known.id in self._info.stop_ids or known.id in params.stop_token_ids:
-                yield TurnEnd("stop", known)
-                return
         self._next = None
-        begun = params.word
-        if begun is not None:
-            begun = (*begun, *(token.id for token in served))
-        rest = replace(params, max_tokens=left, word=begun)
-        async with aclosing(self._session.generate(rest)) as events:
+        async with aclosing(self._session.generate(turn.rest())) as events:
             async for event in events:
                 if isinstance(event, Token):
                     served.append(event)
                 yield event
+
+    def _turn(self, params: TurnParams) -> Turn:
+        info = self._info
+        return Turn(params, info.tokenizer, info.stop_ids, info.context_length - self.length)
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
         if drop:  # they stay in the engine's context, for what may come

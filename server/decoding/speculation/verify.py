@@ -23,6 +23,7 @@ from server.decoding.nudged import Nudged
 from server.decoding.speculation.drafts import DraftedSession, SessionBefore, turn_ahead
 from server.decoding.stream import End, Output
 from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
+from server.engines.turn import Turn
 
 
 class CheckedSession(SessionBefore):
@@ -52,24 +53,18 @@ class CheckedSession(SessionBefore):
         self._known: deque[tuple[Token, int | None]] = deque()
 
     async def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
-        ends = {*self._info.stop_ids, *params.stop_token_ids}
-        for taken in range(params.max_tokens):
-            if self.length >= self._info.context_length:
-                break
+        info = self._info
+        turn = Turn(params, info.tokenizer, info.stop_ids, info.context_length - self.length)
+        while turn.end is None:
             if not self._known:
-                draft = await self._draft(min(self._tokens, params.max_tokens - taken))
-                checked = await self._session.check(draft, params.top)
+                draft = await self._draft(min(self._tokens, params.max_tokens - len(turn.taken)))
+                checked = await self._session.check(draft, params.reported)
                 self._known.extend(zip(checked, [*draft, None], strict=False))
             token, _ = self._known[0]
-            if params.stop_below is not None and token.top_prob < params.stop_below:
-                yield TurnEnd("uncertain", token)
-                return
-            if token.id in ends:
-                yield TurnEnd("stop", token)
-                return
-            await self.extend([token.id])
-            yield token
-        yield TurnEnd("length")
+            if turn.offer(token):
+                await self.extend([token.id])
+                yield token
+        yield turn.end
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
         if drop:

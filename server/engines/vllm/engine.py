@@ -15,6 +15,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 # vLLM reads these when it is imported. What an operator has set stays, but for the two that
@@ -39,7 +40,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
-from server.engines.base import EngineInfo, TurnParams
+from server.engines.base import EngineInfo, TurnParams, collect
+from server.engines.silence import Watch
 from server.engines.vllm.lifeline import SERVER_PID
 from server.engines.vllm.resumable import Capacity
 from server.engines.vllm.session import Core, VllmSession
@@ -68,6 +70,7 @@ class VllmEngine:
         self._core = core
         self._llm = core.llm
         self._processes = processes
+        self._watching: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(
@@ -78,7 +81,7 @@ class VllmEngine:
         device: str | None = None,
         cpu_threads: int | None = None,
         timeout_s: float = 1800.0,
-        turn_timeout_s: float = 300.0,
+        silence_s: float = 30.0,
         resumable: bool = True,
     ) -> VllmEngine:
         """Load the model; returns once it has answered a first request.
@@ -92,7 +95,7 @@ class VllmEngine:
             device: GPU index or indices as for CUDA_VISIBLE_DEVICES; None: vLLM's choice.
             cpu_threads: threads that it computes with on the CPU; None: one for each core.
             timeout_s: how long it may take.
-            turn_timeout_s: how long the next token of a turn may take, once it runs.
+            silence_s: how long it may write nothing (`server.engines.silence`), once it is warm.
             resumable: whether an answer's turns may go on in one request.
 
         Raises:
@@ -106,6 +109,11 @@ class VllmEngine:
             )
         engine_args = _engine_args(name, args)
         children = set(multiprocessing.active_children())
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        late = EngineUnavailable(
+            f"engine {name!r} ({engine_args.model}) did not start within {timeout_s:.0f} s; "
+            "raise start_timeout_s in the config, or set VLLM_LOGGING_LEVEL=INFO to see why"
+        )
         loading = asyncio.create_task(
             asyncio.to_thread(_construct, engine_args, device, cpu_threads)
         )
@@ -119,10 +127,7 @@ class VllmEngine:
                     child.kill()
                 await asyncio.wait({loading}, timeout=10)
         if not started:
-            raise EngineUnavailable(
-                f"engine {name!r} ({engine_args.model}) did not start within {timeout_s:.0f} s; "
-                "raise start_timeout_s in the config, or set VLLM_LOGGING_LEVEL=INFO to see why"
-            )
+            raise late
         try:
             llm = loading.result()
         except Exception as error:
@@ -146,10 +151,17 @@ class VllmEngine:
                 stop_ids=_stop_ids(model, tokenizer),
             )
             processes = [each for each in multiprocessing.active_children() if each not in children]
-            core = Core(llm, info, Capacity.of(llm.vllm_config), turn_timeout_s)
+            watch = Watch(silence_s)
+            _count_outputs(llm, watch)
+            core = Core(llm, info, Capacity.of(llm.vllm_config), watch)
             engine = cls(core, processes)
             engine.resumable = resumable
-            await engine._warm_up()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await engine._warm_up()
+            except TimeoutError:
+                raise late from None
+            engine._watching = asyncio.create_task(engine._watch())
         except BaseException:
             await _shut_down(llm)
             raise
@@ -174,12 +186,14 @@ class VllmEngine:
 
     @property
     def alive(self) -> bool:
-        return not self._llm.errored
+        return self._core.died is None and not self._llm.errored
 
     def open(self, prompt: TokenIds) -> VllmSession:
         return VllmSession(self._core, prompt)
 
     async def check_health(self) -> None:
+        if self._core.died is not None:
+            raise EngineUnavailable(self._core.died)
         try:
             await self._llm.check_health()
         except EngineDeadError as error:
@@ -194,7 +208,24 @@ class VllmEngine:
         return ""
 
     async def aclose(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         await _shut_down(self._llm)
+
+    async def _watch(self) -> None:
+        """Take the engine for dead when it has fallen silent."""
+        watch = self._core.watch
+        while not watch.look(watch.look_s):  # noqa: ASYNC110  silence is no event
+            await asyncio.sleep(watch.look_s)
+        self._core.died = (
+            f"engine {self.info.name!r} hung: it wrote nothing for {watch.silent_s:.0f} s, and was "
+            "killed"
+        )
+        for process in self._processes:
+            if process.pid is not None:
+                _kill(process.pid)
+        # vLLM notices a process's end by itself. One that is stuck in a driver doesn't end.
+        self._llm.output_processor.propagate_error(EngineDeadError())
 
     async def _warm_up(self) -> None:
         """One short turn of each kind, so that the first answer is not the slow one."""
@@ -206,8 +237,31 @@ class VllmEngine:
             TurnParams(SamplingParams(temperature=1.0, top_p=0.9, seed=1), max_tokens=2),
         ):
             async with contextlib.aclosing(self.open(prompt)) as session:
-                async for _ in session.generate(params):
-                    pass
+                await collect(session, params)
+
+
+def _count_outputs(llm: AsyncLLM, watch: Watch) -> None:
+    """Tell ``watch`` of each output of the engine when it arrives, whoever reads it and when.
+    (Sessions see an output when somebody wants it, so they can't tell.)"""
+    process = llm.output_processor.process_outputs
+
+    def heard(*args: Any, **kwargs: Any) -> Any:
+        watch.heard += 1
+        return process(*args, **kwargs)
+
+    llm.output_processor.process_outputs = heard
+
+
+def _kill(pid: int) -> None:
+    """A process and all that it started: also such as are stopped, and can't notice its end."""
+    family = [pid]
+    for each in family:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{each}/task").iterdir():
+                family += map(int, (task / "children").read_text().split())
+    for each in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
 
 
 async def _shut_down(llm: AsyncLLM) -> None:

@@ -100,22 +100,34 @@ class ResumableRequest:
         self.length = 0
         self.running = False
 
-    async def turn(
+    def begin(
         self, ids: TokenIds, sampling: vllm.SamplingParams
     ) -> AsyncGenerator[vllm.RequestOutput]:
-        """Append ids, at least one, and go on. The last output has a ``finish_reason``."""
+        """Append ids, at least one, and go on.
+
+        Returns:
+            vLLM's own generator, the same at every turn. Each output that is taken from it is to
+            be told to `heard`; a turn's last one has a ``finish_reason``.
+        """
         if self._outputs is None:
             self._outputs = self._llm.generate(self._fed(), sampling, self._id)
         self._inputs.put_nowait(StreamingInput(TokensPrompt(prompt_token_ids=ids), sampling))
         self.length += len(ids)
         self.running = True
-        while self.running:
-            yield await self._next()
+        return self._outputs
+
+    def heard(self, output: vllm.RequestOutput) -> None:
+        completion = output.outputs[0]
+        self.length += len(completion.token_ids)
+        if completion.finish_reason is not None:
+            self.length -= 1
+            self.running = False
 
     async def settle(self) -> None:
         """Wait for the end of a turn whose last outputs nobody needs."""
         while self.running:
-            await self._next()
+            assert self._outputs is not None
+            self.heard(await anext(self._outputs))
 
     async def aclose(self) -> None:
         """End it, and abort what it does."""
@@ -123,16 +135,6 @@ class ResumableRequest:
             await self._outputs.aclose()
             self._outputs = None
         self.running = False
-
-    async def _next(self) -> vllm.RequestOutput:
-        assert self._outputs is not None
-        output = await anext(self._outputs)
-        completion = output.outputs[0]
-        self.length += len(completion.token_ids)
-        if completion.finish_reason is not None:
-            self.length -= 1
-            self.running = False
-        return output
 
     async def _fed(self) -> AsyncGenerator[Any]:
         while True:

@@ -12,14 +12,14 @@ cache keeps what it can (docs/adr/0012).
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping
-from dataclasses import replace
+import math
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import vllm
 from vllm import TokensPrompt
 from vllm.logprobs import FlatLogprobs
@@ -28,11 +28,19 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.core import EngineUnavailable, TokenIds
-from server.engines.base import EVERY_TOKEN, EngineInfo, Token, TurnEnd, TurnParams
+from server.engines.base import (
+    EVERY_TOKEN,
+    UNKNOWN,
+    Distribution,
+    EngineInfo,
+    Token,
+    TurnEnd,
+    TurnParams,
+)
+from server.engines.silence import Watch
+from server.engines.turn import Turn, likeliest
 from server.engines.vllm.resumable import Capacity, ResumableRequest, Share
-from server.text.words import Part, Word
-
-T = TypeVar("T")
+from server.text.words import Part
 
 AHEAD = 256
 """Ids that a resumable request may grow by before it has to ask again."""
@@ -41,17 +49,17 @@ AHEAD = 256
 class Core:
     """What the sessions of one engine share: the engine itself, and what runs in it.
 
-    turn_timeout_s: how long the next token of a turn may take.
+    watch: on whether the engine has fallen silent. died: how, as it is told; None: it lives, or
+        vLLM knows.
     resumable: whether sessions may keep what they have read between turns, from the next turn on.
     """
 
-    def __init__(
-        self, llm: AsyncLLM, info: EngineInfo, capacity: Capacity, turn_timeout_s: float
-    ) -> None:
+    def __init__(self, llm: AsyncLLM, info: EngineInfo, capacity: Capacity, watch: Watch) -> None:
         self.llm = llm
         self.info = info
         self.capacity = capacity
-        self.turn_timeout_s = turn_timeout_s
+        self.watch = watch
+        self.died: str | None = None
         self.resumable = True
         self.running = 0
         self._request_numbers = itertools.count()
@@ -66,19 +74,10 @@ class Core:
         try:
             yield
         except EngineDeadError as error:
-            raise EngineUnavailable(f"engine {self.info.name!r} died") from error
+            died = self.died or f"engine {self.info.name!r} died"
+            raise EngineUnavailable(died) from error
         finally:
             self.running -= 1
-
-    async def in_time(self, coming: Awaitable[T]) -> T:
-        """Wait for the engine's next token. Raises `EngineUnavailable` when that is too long."""
-        try:
-            async with asyncio.timeout(self.turn_timeout_s):
-                return await coming
-        except TimeoutError:
-            raise EngineUnavailable(
-                f"engine {self.info.name!r} wrote nothing for {self.turn_timeout_s:g} s"
-            ) from None
 
 
 class VllmSession:
@@ -92,8 +91,10 @@ class VllmSession:
         self._turn: AsyncGenerator[Token | TurnEnd] | None = None
         self._kept: ResumableRequest | None = None
         self._kept_until = 0  # ids when its last turn ended
-        self._in_kept = False  # whether the turn that runs, or ran last, is in it
-        self._ended = True  # whether the engine is through with that turn
+        self._own: AsyncGenerator[vllm.RequestOutput] | None = None  # a turn's, if not the kept
+        self._ended = True  # whether the engine is through with the turn
+        self._given = 0  # ids that the engine was given with the turn and has not read, as far as
+        self._held = 0  # is seen from here, behind so many that the request held before
         self._share: Share | None = Share()  # None: no more, for this answer
         self.steps = 0
         self.prefilled = 0
@@ -107,95 +108,92 @@ class VllmSession:
         return self._turn
 
     async def _generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
-        info = self._core.info
-        word = params.word_with(info.tokenizer)
-        async with self._turn_runs():
-            while True:
-                room = info.context_length - len(self._ids)
-                if room <= 0:
-                    self._ended = True
-                    yield TurnEnd("length")
-                    return
-                self._ended, taken = False, 0
-                most = min(params.max_tokens, room)
-                async with contextlib.aclosing(self._outputs(params, most)) as outputs:
-                    async for output in outputs:
-                        completion = output.outputs[0]
-                        reason = completion.finish_reason
-                        positions = _positions(completion.logprobs)
-                        tokens = list(zip(completion.token_ids, positions, strict=True))
-                        self.steps += len(tokens)
-                        self._ended = reason is not None
-                        last = tokens.pop() if reason == "stop" else None
-                        for number, logprobs in tokens:
-                            token = _token(number, logprobs, params.top)
-                            # Rounding could let p1 and γ disagree between here and the engine;
-                            # what is reported must keep the law p1 ≥ γ.
-                            below = params.stop_below
-                            if below is not None and token.top_prob < below:
-                                yield TurnEnd("uncertain", token)
-                                return
-                            part = word.push(number) if word else Part.INSIDE
-                            if part is Part.BEYOND:
-                                yield TurnEnd("word", token)
-                                return
-                            self._ids.append(number)
-                            taken += 1
-                            yield token
-                            if part is Part.LAST:
-                                # The engine sees it too, one step later: it may finish that.
-                                self._ended = self._in_kept
-                                yield TurnEnd("word")
-                                return
-                        if last is not None:
-                            yield _turn_end(_token(*last, params.top), params, info, word)
-                            return
-                        if reason is not None and taken >= params.max_tokens:
-                            yield TurnEnd("length")
-                            return
-                if not self._ended:
-                    raise EngineUnavailable(f"engine {info.name!r} broke a turn off")
-                params = _rest(params, taken)  # it went as far as its request could grow
-
-    @contextlib.asynccontextmanager
-    async def _turn_runs(self) -> AsyncGenerator[None]:
-        """Around a turn. Where it was left before its end, what is under way is aborted."""
-        self._ended = False
-        with self._core.at_work():
+        core, info, ids = self._core, self._core.info, self._ids
+        watch, top = core.watch, params.reported
+        turn = Turn(params, info.tokenizer, info.stop_ids, info.context_length - len(ids))
+        self._ended = True
+        with core.at_work():
             try:
-                yield
+                while turn.end is None:
+                    if self._ended:  # at its beginning, or as far as its request could grow
+                        outputs = await self._ask(turn.rest())
+                    watch.waiting += 1
+                    try:
+                        output = await anext(outputs)
+                    except StopAsyncIteration:
+                        raise EngineUnavailable(f"engine {info.name!r} broke a turn off") from None
+                    finally:
+                        watch.waiting -= 1
+                    self._hear(output)
+                    completion = output.outputs[0]
+                    tokens = _tokens(completion, top)
+                    stopped = tokens.pop() if completion.finish_reason == "stop" else None
+                    for token in tokens:
+                        # Rounding could let p1 and γ disagree between here and the engine; what
+                        # is reported keeps the law p1 ≥ γ.
+                        if turn.offer(token):
+                            ids.append(token.id)
+                            yield token
+                        if turn.end is not None:
+                            # A word's last token the engine sees too, one step later: where
+                            # it goes on in the same request, it may finish that.
+                            self._ended |= turn.part is Part.LAST and self._own is None
+                            break
+                    else:
+                        if stopped is not None:
+                            _offer_stopped(turn, stopped)
+                yield turn.end
             finally:
-                self._kept_until = len(self._ids)
-                if not self._ended:
-                    self.steps += 1  # the step that was under way when the request was aborted
-                    await self._forget()
+                await self._turn_is_over()
 
-    async def _outputs(self, params: TurnParams, most: int) -> AsyncGenerator[vllm.RequestOutput]:
-        """Up to ``most`` tokens of a turn: the last output has a ``finish_reason``."""
-        core = self._core
+    async def _ask(self, params: TurnParams) -> AsyncGenerator[vllm.RequestOutput]:
+        """Begin a turn, or what is left of one, in the engine: the kept request goes on, or
+        there is one of its own."""
+        core, ids = self._core, self._ids
+        self._ended = False
+        await self._drop_own()
+        most = min(params.max_tokens, core.info.context_length - len(ids))
         kept = await self._resumable(params)
-        self._in_kept = kept is not None
-        held = 0 if kept is None else kept.length
+        self._held = 0 if kept is None else kept.length
+        self._given = len(ids) - self._held
+        core.watch.reading[self] = self._given
         if kept is not None:
             sampling = _sampling(params, core.info, min(most, AHEAD), self._adjustment(params))
-            outputs = kept.turn(self._ids[held:], sampling)
-        else:
-            outputs = core.llm.generate(
-                TokensPrompt(prompt_token_ids=self._ids.copy()),
-                _sampling(params, core.info, most, self._adjustment(params)),
-                core.next_request_id(),
-            )
-        given = len(self._ids) - held
-        async with contextlib.aclosing(outputs):
-            while True:
-                output = await core.in_time(anext(outputs, None))
-                if output is None:
-                    return
-                if given:
-                    # What a request was begun with may be in the prefix cache.
-                    self.prefilled += given - (0 if held else output.num_cached_tokens or 0)
-                    given = 0
-                yield output
+            return kept.begin(ids[self._held :], sampling)
+        sampling = _sampling(params, core.info, most, self._adjustment(params))
+        prompt = TokensPrompt(prompt_token_ids=ids.copy())
+        self._own = core.llm.generate(prompt, sampling, core.next_request_id())
+        return self._own
+
+    def _hear(self, output: vllm.RequestOutput) -> None:
+        """Keep account of an output of the turn that runs."""
+        completion = output.outputs[0]
+        self.steps += len(completion.token_ids)
+        self._ended = completion.finish_reason is not None
+        if self._own is None:
+            assert self._kept is not None
+            self._kept.heard(output)
+        if self._given:
+            self._core.watch.reading.pop(self, None)
+            # What a request was begun with may be in the prefix cache.
+            self.prefilled += self._given - (0 if self._held else output.num_cached_tokens or 0)
+            self._given = 0
+
+    async def _turn_is_over(self) -> None:
+        """Where it was left before its end, what is under way is aborted."""
+        self._kept_until = len(self._ids)
+        self._given = 0
+        self._core.watch.reading.pop(self, None)
+        if not self._ended:
+            self.steps += 1  # the step that was under way when the request was aborted
+            self._ended = True
+            await self._forget()
+        await self._drop_own()
+
+    async def _drop_own(self) -> None:
+        if self._own is not None:
+            own, self._own = self._own, None
+            await own.aclose()
 
     async def check(self, draft: TokenIds, top: int) -> list[Token]:
         core, length = self._core, len(self._ids)
@@ -247,8 +245,14 @@ class VllmSession:
         request = core.llm.generate(
             TokensPrompt(prompt_token_ids=ids), sampling, core.next_request_id()
         )
-        async with contextlib.aclosing(request) as outputs:
-            return await core.in_time(anext(outputs))
+        watch = core.watch
+        watch.reading[self] = len(ids)
+        try:
+            async with contextlib.aclosing(request) as outputs:
+                with watch.waits():
+                    return await anext(outputs)
+        finally:
+            watch.reading.pop(self, None)
 
     async def _checked(self, draft: TokenIds, top: int) -> vllm.RequestOutput:
         """A request that reads a draft behind the context, and draws one token."""
@@ -288,7 +292,8 @@ class VllmSession:
     async def _settle(self) -> None:
         """See the last turn's end, and whether the request holds what the session does."""
         if self._kept is not None:
-            await self._core.in_time(self._kept.settle())
+            with self._core.watch.waits():
+                await self._kept.settle()
             if self._kept.length > self._kept_until:
                 await self._forget()
 
@@ -339,38 +344,51 @@ class VllmSession:
             await self._forget()
 
 
-def _turn_end(last: Token, params: TurnParams, info: EngineInfo, word: Word | None) -> TurnEnd:
-    """What a stop token means: the model's own end, or one that the processor forced.
+def _offer_stopped(turn: Turn, last: Token) -> None:
+    """A stop token ended the turn in the engine: the model's own, or one that the processor
+    forced. What the model wanted there is offered.
 
     A sampled word is ended by this side, which sees the tokens, before the processor forces
     anything; a stop token that arrives here was drawn.
     """
-    wanted = Token(*last.top[0], last.top)
+    params = turn.params
     if params.stop_below is not None:
         # With a grammar p1 is not seen here. Base or not, its end and its doubt are one event.
-        doubt = params.grammar is not None and last.id in info.stop_ids
-        if doubt or last.top_prob < params.stop_below:
-            return TurnEnd("uncertain", wanted)
-    if word is not None:
-        drawn = wanted if params.by_argmax else last
-        if drawn.id in params.stop_token_ids and word.push(drawn.id) is Part.BEYOND:
-            return TurnEnd("word", drawn)  # it would have begun the next word
-        if params.by_argmax and wanted.id not in (*info.stop_ids, *params.stop_token_ids):
-            tied = len(last.top) > 1 and last.top[0][1] == last.top[1][1]
-            return TurnEnd("word", None if tied else wanted)
-    return TurnEnd("stop", last)
+        doubt = params.grammar is not None and last.id in turn.stop_ids
+        turn.offer(last, -math.inf if doubt else None, ended=True)
+    elif params.word is not None and params.by_argmax:
+        wanted = likeliest(last)
+        turn.offer(wanted, ended=True)
+        tied = len(last.top) > 1 and last.top[0][1] == last.top[1][1]
+        assert turn.end is not None
+        if tied and turn.end.reason == "word" and wanted.id not in params.stop_token_ids:
+            turn.end = TurnEnd("word")  # the engine's choice may have been the other one
+    else:
+        turn.offer(last, ended=True)
+
+
+def _tokens(completion: vllm.CompletionOutput, top: int) -> list[Token]:
+    numbers, logprobs = completion.token_ids, completion.logprobs
+    if not top:
+        return [Token(number, UNKNOWN, ()) for number in numbers]
+    if isinstance(logprobs, FlatLogprobs):
+        bounds = zip(numbers, logprobs.start_indices, logprobs.end_indices, strict=True)
+        return [_with_all(number, logprobs, start, end) for number, start, end in bounds]
+    positions = zip(numbers, _positions(logprobs), strict=True)
+    return [_token(number, position, top) for number, position in positions]
+
+
+def _with_all(number: int, logprobs: FlatLogprobs, start: int, end: int) -> Token:
+    """A position with all its tokens, in front of which the one sampled is told once more."""
+    ids = np.array(logprobs.token_ids[start + 1 : end], np.int64)
+    values = np.array(logprobs.logprobs[start + 1 : end], np.float64)
+    return Token(number, logprobs.logprobs[start], Distribution(ids, values))
 
 
 def _positions(logprobs: Any) -> Iterator[dict[int, float]]:
     """The log probability by id that vLLM reports of each position."""
-    if isinstance(logprobs, FlatLogprobs):
-        for start, end in zip(logprobs.start_indices, logprobs.end_indices, strict=True):
-            yield dict(
-                zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True)
-            )
-    else:
-        for position in logprobs:
-            yield {number: each.logprob for number, each in position.items()}
+    for position in logprobs:
+        yield {number: each.logprob for number, each in position.items()}
 
 
 def _token(number: int, logprobs: Mapping[int, float], top: int) -> Token:
@@ -394,17 +412,12 @@ def _ends_by_itself(params: TurnParams) -> bool:
     return params.stop_below is not None or (params.word is not None and params.by_argmax)
 
 
-def _rest(params: TurnParams, taken: int) -> TurnParams:
-    """What is left of a turn after some of its tokens."""
-    waits = tuple((token, count - taken) for token, count in params.not_before if count > taken)
-    return replace(params, max_tokens=params.max_tokens - taken, not_before=waits)
-
-
 def _sampling(
     params: TurnParams, info: EngineInfo, most: int, adjustment: dict[str, Any]
 ) -> vllm.SamplingParams:
     sampling = params.sampling
-    everything = params.top >= EVERY_TOKEN
+    reported = params.reported
+    everything = reported >= EVERY_TOKEN
     extra = dict(adjustment)
     if params.stop_below is not None:
         extra["nudge_below"] = params.stop_below
@@ -424,7 +437,7 @@ def _sampling(
         seed=seed,
         max_tokens=most,
         stop_token_ids=[*info.stop_ids, *params.stop_token_ids],
-        logprobs=-1 if everything else params.top,
+        logprobs=-1 if everything else reported or None,
         # Lists instead of an object for each of so many tokens: a fifth of the time.
         flat_logprobs=everything,
         detokenize=False,
