@@ -100,7 +100,8 @@ def _one(device: str, each: Tenant, chats: int, advice: str, notes: Notes) -> bo
     text += f"{gib(needed - given)} more than it is given: {each.chats or 0} fit"
     if each.tokens is not None and each.tokens < each.context:
         text += f", and no context of {each.context} tokens, without which vLLM doesn't start"
-        advice = f"Set max_model_len to {each.tokens} at most. Or: {advice}"
+        if each.tokens >= 16:  # the least that `EngineSettings` takes
+            advice = f"Set max_model_len to {each.tokens} at most. Or: {advice}"
     certain = each.exact and not each.sized and weights > given
     (notes.fail if certain else notes.warn)(f"engines.{each.name}", text, advice)
     return True

@@ -163,7 +163,7 @@ SMALL = {"weights": GIB, "token": 2**14, "context": 2048}
         ([tenant()], 9, "warning engines.x: .* Take a larger device, one for each engine, "
          "quantized weights, a lower max_model_len or fewer chats: 9 of them would take 257 MiB"),
         ([tenant(share=0.5)], 4, "error engines.x: .* 0 fit, and no context of 4096 "
-         "tokens, without which .* Set gpu_memory_utilization of x to 0.76"),
+         "tokens, without which vLLM doesn't start. Set gpu_memory_utilization of x to 0.76"),
         ([tenant(share=0.5, exact=False)], 4, "warning engines.x: .* 0 fit"),
         ([tenant(share=0.55)], 4, "warning engines.x: .* 0 fit"),
         ([tenant(share=0.5, token=None)], 4, "error engines.x: .* 0 fit. Set gpu"),
