@@ -27,6 +27,8 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -36,8 +38,8 @@ from server.core import ConfigError, NudgingConfig, Policy, SamplingParams
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
-VLLM_DEFAULT_MEMORY_SHARE = 0.9
-"""``gpu_memory_utilization`` where none is set: nearly the whole GPU, for one engine."""
+VLLM_DEFAULT_MEMORY_SHARE = 0.92
+"""vLLM's ``gpu_memory_utilization`` where none is set: nearly the whole GPU, for one engine."""
 
 _Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s:@]+$")]
 
@@ -215,25 +217,15 @@ class ServerSettings(_Frozen):
     """Where OpenTelemetry traces go; unset: OTEL_EXPORTER_OTLP_ENDPOINT, or nowhere."""
 
 
-class _YamlSource(PydanticBaseSettingsSource):
-    """The file's content, under what the environment says."""
-
-    def __init__(self, settings: type[BaseSettings], content: Mapping[str, Any]) -> None:
-        super().__init__(settings)
-        self._content = content
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return self._content.get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return dict(self._content)
-
-
 class Settings(BaseSettings):
     """Everything. Made by `load`."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="NUDGE_", env_nested_delimiter="__"
+        frozen=True,
+        extra="forbid",
+        env_prefix="NUDGE_",
+        env_nested_delimiter="__",
+        case_sensitive=True,  # of the file's keys; `load` reads the environment in lower case
     )
 
     engines: dict[_Name, EngineSettings] = Field(min_length=1)
@@ -318,6 +310,7 @@ def load(path: Path, **flags: Any) -> Settings:
     for key in ("api_keys_file", "ssl_certfile", "ssl_keyfile"):
         if isinstance(server, dict) and isinstance(server.get(key), str):
             server[key] = str(path.parent / server[key])
+    keys = {str(key): value for key, value in content.items()}
 
     class FromFile(Settings):
         @classmethod
@@ -329,7 +322,8 @@ def load(path: Path, **flags: Any) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, _YamlSource(settings_cls, content)
+            environment = EnvSettingsSource(settings_cls, case_sensitive=False)
+            return init_settings, environment, InitSettingsSource(settings_cls, keys)
 
     for name in os.environ:
         section = name.removeprefix("NUDGE_").lower().split("__")

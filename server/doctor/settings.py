@@ -7,6 +7,7 @@ machine's memory.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 
 from server import config
 from server.api.access import Keys
@@ -18,21 +19,13 @@ from server.text.prompts import base_template
 
 def problems(settings: config.Settings) -> list[str]:
     """All of it, a sentence each."""
-    return [
-        *_template_problems(settings),
-        *argument_problems(settings),
-        *server_problems(settings.server),
-    ]
-
-
-def _template_problems(settings: config.Settings) -> list[str]:
     found = []
     for name, model in settings.models.items():
         try:
             base_template(model.base_prompt)
         except ConfigError as error:
             found.append(f"models.{name}.{error}")
-    return found
+    return [*found, *_argument_problems(settings.engines), *server_problems(settings.server)]
 
 
 def server_problems(settings: config.ServerSettings) -> list[str]:
@@ -69,19 +62,15 @@ def _check_certificate(settings: config.ServerSettings) -> None:
         ) from None
 
 
-def argument_problems(settings: config.Settings) -> list[str]:
+def _argument_problems(engines: Mapping[str, config.EngineSettings]) -> list[str]:
     """Engine arguments that vLLM doesn't have, or no vLLM at all."""
-    engines = {
-        name: engine for name, engine in settings.engines.items() if engine.backend == "vllm"
-    }
-    if not engines:
-        return []
+    asked = {name: each for name, each in engines.items() if each.backend == "vllm"}
     try:
-        known = machine.engine_args()
+        known = machine.engine_args() if asked else frozenset()
     except ImportError:
         return ["vLLM is not installed: make the environment with scripts/env"]
     return [
         f"engines.{name}.args: vLLM has no engine argument {arg!r}"
-        for name, engine in engines.items()
+        for name, engine in asked.items()
         for arg in sorted(engine.engine_args().keys() - known)
     ]

@@ -136,6 +136,8 @@ def test_other_variables_of_the_environment_are_left_alone(
         ("engines: [", "(?s)can't be read: .* line 1"),
         ("engines: {}\nmodels: {}", r"engines: .*at least 1 item"),
         (GOOD + "sevrer: {}\n", "sevrer: Extra inputs are not permitted"),
+        (GOOD + "Server: {port: 1}\n", "Server: Extra inputs are not permitted"),
+        (GOOD + "1: {}\n", "1: Extra inputs are not permitted"),
         (GOOD.replace("device", "devise", 1), "engines.big.devise: Extra inputs"),
         (GOOD.replace("{base", "{gama: 1, base"), "models.pair.gama: Extra inputs"),
         (GOOD.replace("base: big", "base: bigg"), r"models.pair.base: no engine is named 'bigg' "
@@ -207,7 +209,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
     [
         ("gpu_memory_utilization: 0.7", "gpu_memory_utilization: 0.4",
          r"GPU 0 .* big 0.7 \+ small 0.4 = 1.1"),
-        ("dtype: auto", "gpu_memory_utilization: 0.2", r"big 0.9 \+ small 0.2"),  # the default
+        ("dtype: auto", "gpu_memory_utilization: 0.2", r"big 0.92 \+ small 0.2"),  # the default
         ('device: "0"', "dtype: auto", "GPU 0"),  # unset is the first
         ("tensor_parallel_size: 2", 'device: "1"', "GPU 1"),  # unset: the first two
         ('device: "2, 3", tensor_parallel_size: 2', 'device: "3"', "GPU 3"),

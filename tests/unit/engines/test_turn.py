@@ -251,7 +251,7 @@ def test_where_the_engine_ended_it_nothing_is_taken(token: Token, params: TurnPa
 @given(st.integers(0, 10**6), params_, st.integers(1, 40))
 async def test_an_engine_ends_its_turns_by_these_rules(seed: int, params, room):
     """Whatever it is that it writes."""
-    from tests.unit.engines.test_scores import of_noise
+    from tests.unit.engines.test_token_scores import of_noise
 
     engine: ScriptedEngine = of_noise(seed, texts())
     prompt = [300] * (engine.info.context_length - room)
