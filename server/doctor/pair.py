@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from server.config import ModelSettings
 from server.core import ConfigError, InvalidRequest, Message, joined
 from server.decoding.speculation.drafts import share_ids
-from server.decoding.strategies import misfits
+from server.decoding.strategies import check_fits, misfits
 from server.doctor.report import Notes
+from server.policies import POLICIES
 from server.text.prompts import Prompts, base_template
 from server.text.tokenizer import Tokenizer
 
@@ -101,17 +102,22 @@ def _settings(
         )
     if model.verify == "on" and model.eager:
         notes.warn(where, "eager has no effect where verify is on", "Choose one of them")
-    if untuned is None or model.nudging.policy == "proxy_tuning":
+    if untuned is None:
         return
-    if all(untuned.tokenizer.same_ids_as(each.tokenizer) for each in (base, aligned)):
-        notes.ok(where, f"{untuned.engine} has their vocabulary: proxy_tuning can be asked for")
-    else:
-        notes.warn(
-            where,
-            f"base, aligned and untuned ({untuned.engine}) don't have one vocabulary: requests for "
-            "the policy 'proxy_tuning' get a 400",
-            "Name the model that the aligned one was made from, or leave untuned out",
-        )
+    for spec in POLICIES.values():
+        if "untuned" not in spec.engines or spec in model.allowed.values():  # told above
+            continue
+        try:
+            check_fits(model, spec, known)
+        except InvalidRequest:
+            notes.warn(
+                where,
+                f"base, aligned and untuned ({untuned.engine}) don't have one vocabulary: the "
+                f"policy {spec.name!r} can't be evaluated",
+                "Name the model that the aligned one was made from, or leave untuned out",
+            )
+        else:
+            notes.ok(where, f"{untuned.engine} has their vocabulary: for the policy {spec.name!r}")
 
 
 def _fail(where: str, problem: str, notes: Notes) -> None:
