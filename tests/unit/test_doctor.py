@@ -398,7 +398,7 @@ def yarn(world: World) -> None:
         (verify_auto_with_two_vocabularies, "models.demo: verify: auto has no effect.* Leave"),
         (verify_and_eager, "models.demo: eager has no effect where verify is on. Choose one"),
         (third_vocabulary, r"models.demo: base, aligned and untuned \(third\) don't have one "
-         "vocabulary: requests for the policy 'proxy_tuning' get a 400. Name the model that"),
+         "vocabulary: the policy 'proxy_tuning' can't be evaluated. Name the model that"),
         (scripted, "engines: base, aligned: scripted, they play a text without a model"),
         (same_engine, "models.demo: base and aligned are the same engine"),
         (swapped, r"models.demo: the aligned model is larger .*3.7 M and 0.3 M.*swapped"),
