@@ -3,7 +3,7 @@
 import { ApiError, chat, models, state } from "./api.js";
 import { Answer, element, titleOf } from "./answer.js";
 import { textOf } from "./export.js";
-import { newRecord, parse, take } from "./trace.js";
+import { effective, newRecord, parse, take } from "./trace.js";
 
 const at = (id) => document.getElementById(id);
 const SAMPLES = {
@@ -15,6 +15,7 @@ const SAMPLES = {
 };
 
 let cards = new Map();
+let loading = null; // the cards, on their way
 let running = null; // the AbortController of what is being written
 let turns = []; // [{messages, system, answer}], answer: the one that the chat goes on with
 
@@ -33,7 +34,7 @@ at("key").addEventListener("change", () => {
   } catch {
     // As above.
   }
-  load();
+  loading = load();
 });
 
 function field(id, fallback) {
@@ -196,12 +197,11 @@ function request(model, messages) {
   };
 }
 
-// What the API is asked for a record: of the settings those that have an effect.
-function body({ request, nudging, policy }) {
-  const sent = nudging ? ["policy", ...policy.settings].map((name) => [name, nudging[name]]) : [];
+// What the API is asked for a record.
+function body(record) {
   return {
-    ...request,
-    nudging: { ...Object.fromEntries(sent), trace: true },
+    ...record.request,
+    nudging: { ...effective(record), trace: true },
     stream: true,
     stream_options: { include_usage: true, continuous_usage_stats: true },
   };
@@ -415,11 +415,13 @@ at("file").addEventListener("change", async () => {
   at("file").value = "";
   if (!file) return;
   try {
-    open(await file.text());
+    const source = await file.text();
+    await loading; // they say what a trace of a policy is
+    open(source);
   } catch (error) {
     failed(error);
   }
 });
 
-load();
+loading = load();
 watch();

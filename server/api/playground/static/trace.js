@@ -26,6 +26,13 @@ export function newRecord(request, nudging, policy) {
   };
 }
 
+// The settings of a record that have an effect, as its policy's card names them: all that a request
+// may say.
+export function effective({ nudging, policy }) {
+  const names = nudging ? ["policy", ...policy.settings] : [];
+  return Object.fromEntries(names.map((name) => [name, nudging[name]]));
+}
+
 // Takes in one chunk of a stream.
 export function take(record, chunk) {
   record.created = chunk.created;
