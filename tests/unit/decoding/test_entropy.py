@@ -164,3 +164,13 @@ def test_the_entropy_lies_between_the_bounds(row: Row, known: int, beyond: int):
     assert low - 1e-9 <= entropy(row) <= high + 1e-9
     if known >= len(row):
         assert high - low < 1e-9
+
+
+async def test_the_upper_bound_decides():
+    alike = [0.04] * 25  # of which 20 are reported
+    low, high = entropy_bounds([math.log(p) for p in alike[:REPORTED]], TOKENIZER.size)
+    assert low == pytest.approx(entropy(alike)) == pytest.approx(math.log(25))
+    base, aligned = engine([alike, alike]), engine([[1.0], [1.0]], 8)
+    for most, speaker in ((high - 0.01, "aligned"), (high + 0.01, "base")):
+        pieces, _ = await told(base, aligned, entropy=most, start="base")
+        assert [piece.speaker for piece in pieces] == [speaker, speaker]
