@@ -34,7 +34,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from server.core import ConfigError, NudgingConfig, Policy, SamplingParams
+from server.core import ConfigError, NudgingConfig, SamplingParams
+from server.policies import DEFAULT, POLICIES, Policy, PolicySpec
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
@@ -118,10 +119,11 @@ class EngineSettings(_Frozen):
 
 
 class NudgingSettings(_Frozen):
-    """Defaults of the policy for one served model; a request's ``nudging`` overrides them."""
+    """Defaults of the policies for one served model; a request's ``nudging`` overrides them."""
 
     gamma: float = Field(0.4, ge=0, allow_inf_nan=False)
-    policy: Policy = "nudging"
+    entropy: float = Field(2.0, gt=0, allow_inf_nan=False)
+    policy: Policy = DEFAULT
     start: Literal["base", "aligned"] = "aligned"
     end_lookahead: int = Field(0, ge=0, le=1024)
     max_rounds: int | None = Field(None, ge=1)
@@ -148,8 +150,10 @@ class ModelSettings(_Frozen):
     base: str
     aligned: str
     untuned: str | None = None
-    """The small model before it was aligned, for the policy ``proxy_tuning``."""
+    """The small model before it was aligned, for the policies that need it."""
     nudging: NudgingSettings = NudgingSettings()
+    policies: tuple[Policy, ...] = (DEFAULT,)
+    """What a request's ``nudging.policy`` may name, besides the model's own."""
     sampling: SamplingSettings = SamplingSettings()
     base_prompt: str | None = None
     """Jinja template of the base model's prompt; unset: Question/Answer."""
@@ -165,6 +169,26 @@ class ModelSettings(_Frozen):
     """Of a draft."""
     eager: bool = False
     """Whether the aligned model reads along while the base model writes, its next word ready."""
+
+    @property
+    def own(self) -> PolicySpec:
+        """The policy of a request that names none."""
+        return POLICIES[self.nudging.policy]
+
+    @property
+    def allowed(self) -> dict[Policy, PolicySpec]:
+        """The policies that a request may name, the model's own first."""
+        names = dict.fromkeys((self.nudging.policy, *self.policies))
+        return {name: POLICIES[name] for name in names}
+
+    def lacks(self, spec: PolicySpec) -> str | None:
+        """What a policy needs and this model doesn't name; None: it has all."""
+        if all(getattr(self, role) is not None for role in spec.engines):
+            return None
+        return (
+            f"the policy {spec.name!r} needs a third engine, that of the small model before it was "
+            "aligned; name it in models.NAME.untuned"
+        )
 
     @field_validator("verify", mode="before")
     @classmethod
@@ -249,11 +273,15 @@ class Settings(BaseSettings):
                     raise ValueError(
                         f"models.{name}.{role}: no engine is named {engine!r} (there are: {known})"
                     )
-            if model.nudging.policy == "proxy_tuning" and model.untuned is None:
-                raise ValueError(
-                    f"models.{name}.untuned: the policy 'proxy_tuning' needs it: the engine of "
-                    "the small model before it was aligned"
-                )
+            for spec in model.allowed.values():
+                if lacking := model.lacks(spec):
+                    raise ValueError(f"models.{name}.untuned: {lacking.replace('NAME', name)}")
+            for setting, is_on in (("verify", model.verify == "on"), ("eager", model.eager)):
+                if is_on and not model.own.drafts:
+                    raise ValueError(
+                        f"models.{name}.{setting}: it has no effect on the policy "
+                        f"{model.own.name!r}; leave it off"
+                    )
         for message in memory_share_problems(self.engines):
             raise ValueError(message)
         return self

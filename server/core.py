@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
+from server.policies import DEFAULT, Policy
+
 Speaker = Literal["base", "aligned"]
 """The model that produced a piece of output."""
 
@@ -88,26 +90,21 @@ class SamplingParams:
         return penalties != (0, 0, 1)
 
 
-Policy = Literal["nudging", "reference", "ensemble", "proxy_tuning"]
-
-BASELINES: tuple[Policy, ...] = ("reference", "ensemble", "proxy_tuning")
-"""What nudging is compared with. Greedy, and nothing stands in for them."""
-
-
 @dataclass(frozen=True, slots=True)
 class NudgingConfig:
-    """The settings of the policy (paper, Algorithm 1).
+    """The settings of the policies; each listens to those in its row of `server.policies`.
 
     gamma: the threshold γ on the base model's top-1 probability; over 1 the aligned model
-        writes everything.
+        writes everything (paper, Algorithm 1).
+    entropy: the threshold on the entropy of the base model's distribution, in nats, over 0.
     start: who writes the first word (the paper's algorithm: base; the authors' code: aligned).
     end_lookahead: tokens the aligned model looks ahead at each nudge for the end of its turn.
-    max_rounds: rounds after which an answer is cut; None: as many as it takes (of the policy
-        ``reference``: the authors' 150).
+    max_rounds: rounds after which an answer is cut; None: as many as the policy itself allows.
     """
 
     gamma: float = 0.4
-    policy: Policy = "nudging"
+    entropy: float = 2.0
+    policy: Policy = DEFAULT
     start: Speaker = "aligned"
     end_lookahead: int = 0
     max_rounds: int | None = None
@@ -170,7 +167,7 @@ class Piece:
 class Usage:
     """What an answer cost. Tokens are committed ones; steps are decode positions computed;
     prefilled are ids that were read: prompts, the other's text, and what had left the cache. The
-    untuned model takes part in the policy ``proxy_tuning`` alone."""
+    untuned model is the third one, where a policy needs it."""
 
     base_prompt_tokens: int = 0
     aligned_prompt_tokens: int = 0
@@ -229,7 +226,7 @@ StopReason = Literal[
     "max_rounds",
     "repeated_round",
     "repetition",
-    "nudging_model_stop",  # policy `reference`, the authors' names from here on
+    "nudging_model_stop",  # the authors' own procedure and names, from here on
     "repeated_nudging_words",
     "round",
 ]

@@ -116,8 +116,9 @@ def serve(*args: str, env: dict[str, str] | None = None, ready_in: float = 240) 
 
 @pytest.fixture(scope="session")
 def live() -> Iterator[Server]:
-    """The shipped command on the demo pair, with real engines."""
-    server = serve()
+    """The shipped command on the demo pair, with real engines. It serves a slow mixture too."""
+    policies = '["nudging", "entropy", "reference", "ensemble"]'
+    server = serve(env={"NUDGE_MODELS__DEMO__POLICIES": policies})
     assert server.url, server.output
     yield server
     server.stop()

@@ -53,7 +53,7 @@ class ObservedAnswer:
         if event.only_scores:
             return
         self.times.append(now)
-        # Without tokens it is the rest of a piece that was cut, or the policy `reference`,
+        # Without tokens it is the rest of a piece that was cut, or a policy that rewrites,
         # which has no p1.
         if event.tokens:
             if event.speaker == "base":

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from server.core import FinishReason, Policy, Speaker, StopReason
+from server.core import FinishReason, Speaker, StopReason
+from server.policies import Policy, TraceKind
 
 Json = dict[str, Any]
 
@@ -158,10 +159,20 @@ class ModelSampling(BaseModel):
 
 class ModelNudging(BaseModel):
     gamma: float
+    entropy: float
     policy: Policy
     start: Speaker
     end_lookahead: int
     max_rounds: int | None
+
+
+class ModelPolicy(BaseModel):
+    settings: list[str] = Field(description="Those of `nudging` that have an effect.")
+    threshold: str | None = Field(description="The setting that says when the aligned one speaks.")
+    trace: TraceKind = Field(
+        description="`decisions`: the pieces hold every decision by γ. `pieces`: they are the "
+        "answer, with p1. `rounds`: texts before a clean-up, without probabilities."
+    )
 
 
 class ModelCard(BaseModel):
@@ -177,6 +188,9 @@ class ModelCard(BaseModel):
     )
     sampling: ModelSampling
     nudging: ModelNudging = _sometimes("Where both models take part.")
+    policies: dict[Policy, ModelPolicy] = _sometimes(
+        "Where both take part: the policies that a request may name, the model's own first."
+    )
 
 
 class ModelList(BaseModel):
@@ -218,7 +232,7 @@ class NudgingUsage(BaseModel):
     aligned_prompt_tokens: int
     base_steps: int
     aligned_steps: int
-    untuned_steps: int = _sometimes("By the policy `proxy_tuning`.")
+    untuned_steps: int = _sometimes("By the third model, where the policy has one.")
     discarded_tokens: int
 
 

@@ -27,6 +27,7 @@ from server.api.schemas import (
     Version,
     responses,
 )
+from server.policies import PolicySpec
 from server.serving.registry import Registry, Served
 from server.telemetry.metrics import Metrics
 
@@ -94,7 +95,16 @@ def _card(name: str, registry: Registry) -> dict[str, Any]:
     card: dict[str, Any] = {"id": name, "object": "model", "created": registry.created}
     card |= {"owned_by": "nudge", "root": registry.root(served)}
     card |= {"max_model_len": registry.context_length(served), "sampling": _sampling(served)}
-    return card | ({"nudging": asdict(served.nudging)} if served.role == "nudged" else {})
+    if served.role != "nudged":
+        return card
+    policies = {policy.name: _policy(policy) for policy in served.policies}
+    return card | {"nudging": asdict(served.nudging), "policies": policies}
+
+
+def _policy(policy: PolicySpec) -> dict[str, Any]:
+    """What a client has to know of a policy that it may ask for."""
+    threshold = None if policy.threshold is None else policy.threshold.setting
+    return {"settings": list(policy.settings), "threshold": threshold, "trace": policy.trace}
 
 
 def _sampling(served: Served) -> dict[str, float]:

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from server.api.openai.requests import ChatRequest
 from server.api.schemas import Usage
-from server.core import FinishReason, Policy, Speaker, StopReason
+from server.core import FinishReason, NudgingConfig, Speaker, StopReason
 from server.decoding.whatif import Comparison, compare
+from server.policies import POLICIES, Policy, PolicySpec
 
 Json = dict[str, Any]
 
@@ -46,13 +47,23 @@ class StoredPiece(_Part):
 
 
 class StoredSettings(_Part):
-    """Every setting of the policy, the served model's own where the request left them."""
+    """Every setting of the policies, the served model's own where the request left them."""
 
     gamma: float = Field(ge=0, allow_inf_nan=False)
+    entropy: float = Field(NudgingConfig().entropy, gt=0, allow_inf_nan=False)  # unknown once
     policy: Policy
     start: Speaker
     end_lookahead: int = Field(ge=0)
     max_rounds: int | None = Field(ge=1)
+
+    @property
+    def spec(self) -> PolicySpec:
+        return POLICIES[self.policy]
+
+    @property
+    def asked(self) -> Json:
+        """As a request's ``nudging`` may say it: what has an effect."""
+        return self.model_dump(include={"policy", *self.spec.settings})
 
 
 class StoredAnswer(_Part):
@@ -101,9 +112,8 @@ class StoredTrace(_Part):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> StoredTrace:
         answer, nudging = self.answer, self.nudging
-        if nudging is not None and nudging.policy == "reference":
-            return self  # its pieces are texts before the clean-up, without probabilities
-        if "".join(piece.text for piece in answer.pieces) != answer.text:
+        kind = "pieces" if nudging is None else nudging.spec.trace
+        if kind != "rounds" and "".join(piece.text for piece in answer.pieces) != answer.text:
             raise ValueError("answer.pieces don't join to answer.text")
         if nudging is None:
             return self
@@ -111,7 +121,7 @@ class StoredTrace(_Part):
             raise ValueError(
                 "usage.nudging is missing: one model wrote it, so nudging must be null"
             )
-        if "response_format" in self.request:
+        if kind != "decisions" or "response_format" in self.request:
             return self
         for number, piece in enumerate(answer.pieces):
             where = f"answer.pieces.{number}"
@@ -157,8 +167,8 @@ class StoredTrace(_Part):
         """Why another γ means nothing to this answer; None where it does."""
         if self.nudging is None:
             return "one model wrote it alone, so no decision in it depends on gamma"
-        if self.nudging.policy != "nudging":
-            return "the policy 'reference' records no probabilities to decide by"
+        if self.nudging.spec.trace != "decisions":
+            return f"the policy {self.nudging.policy!r} records no decision that depends on gamma"
         return None
 
     @property
@@ -193,4 +203,4 @@ class StoredTrace(_Part):
         """The body to send for the same answer at γ', and its settings."""
         assert self.nudging is not None
         settings = self.nudging.model_copy(update={"gamma": gamma})
-        return self.request | {"nudging": settings.model_dump() | {"trace": True}}, settings
+        return self.request | {"nudging": settings.asked | {"trace": True}}, settings

@@ -34,7 +34,7 @@ from server.evaluation.report import Calibration
 from server.evaluation.runs import Setup, Tick, answer_all, answers
 from server.evaluation.scorers import Scorer
 from server.evaluation.store import Store
-from server.evaluation.systems import System, parse, to_gammas
+from server.evaluation.systems import System, nudged_at, to_gammas
 from server.serving.registry import Registry
 
 GAMMAS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"
@@ -79,8 +79,7 @@ def calibrate(
         asked, judge = _asked(prompts, limit, scorer)
         setup = Setup(served_model(settings, model), max_tokens, tuple(stop or ()), at_once)
         swept = {
-            gamma: parse(f"nudged@{gamma:g}", settings.models[setup.model])
-            for gamma in to_gammas(gammas)
+            gamma: nudged_at(gamma, settings.models[setup.model]) for gamma in to_gammas(gammas)
         }
         with Store(to, fingerprint(settings, setup, asked), fresh=fresh) as store:
             _measure(settings, setup, asked, store, list(swept.values()))

@@ -33,7 +33,7 @@ from server.evaluation.figures import Figures, figures, scored
 from server.evaluation.runs import Setup, Tick, answer_all, answers
 from server.evaluation.scorers import Scorer
 from server.evaluation.store import Store
-from server.evaluation.systems import parse_all
+from server.evaluation.systems import KNOWN, parse_all
 from server.serving.registry import Registry
 
 
@@ -48,8 +48,7 @@ def evaluate(
     systems: Annotated[
         str,
         typer.Option(
-            help="Who is compared: base, aligned, nudged, nudged@γ, ensemble, proxy_tuning, "
-            "reference@γ."
+            help=f"Who is compared: {', '.join(KNOWN)}; with a threshold as in nudged@0.3."
         ),
     ] = "base,aligned,nudged",
     scorer: Annotated[

@@ -41,12 +41,11 @@ from server.core import (
 from server.decoding.handover import check_fits, close_all, without_last_space
 from server.decoding.stream import End, Output
 from server.engines.base import EVERY_TOKEN, Distribution, Engine, Token, TurnEnd, TurnParams
+from server.policies import DEFAULT
 from server.text.tokenizer import Tokenizer
 
 LogProbs: TypeAlias = NDArray[np.float64]
 """One natural-log probability for each id of the vocabulary, shape [size]."""
-
-MIXTURES = ("ensemble", "proxy_tuning")
 
 LOOK = TurnParams(SamplingParams(temperature=0), max_tokens=1, stop_below=2.0, top=EVERY_TOKEN)
 """A turn that takes nothing: no probability is 2, so the engine reports its first position and
@@ -280,6 +279,6 @@ def check_vocabularies(tokenizers: Sequence[Tokenizer], policy: str) -> None:
     if not all(each.same_ids_as(tokenizers[0]) for each in tokenizers):
         raise InvalidRequest(
             f"the policy {policy!r} mixes distributions over one vocabulary, and these models "
-            "have different ones; ask for the policy 'nudging'",
+            f"have different ones; ask for the policy {DEFAULT!r}",
             param="nudging.policy",
         )

@@ -1,28 +1,45 @@
 """How a served pair's answers are written: which writer, on which engines, sped up how.
 
-Knows: a pair's settings, which policies its models allow, and which way of writing was faster.
-Does not know: served names, engines' lives, prompts, HTTP.
+Knows: what writes by each policy of the table (`server.policies`), a pair's settings, and which way
+of writing was faster. Does not know: served names, engines' lives, prompts, HTTP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from server.config import ModelSettings
 from server.core import AnswerRequest, InvalidRequest, NudgingConfig, PromptPair
 from server.decoding.alone import Referenced
-from server.decoding.mixtures import MIXTURES, Mixed, check_vocabularies
+from server.decoding.entropy import ByEntropy
+from server.decoding.mixtures import Mixed, check_vocabularies
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.drafts import can_draft, share_ids
 from server.decoding.speculation.predraft import read_along
 from server.decoding.speculation.verify import Faster, Measured, verify
 from server.decoding.stream import Writer
 from server.engines.base import Engine
+from server.policies import POLICIES, EngineRole, Policy, PolicySpec
 from server.text.tokenizer import Tokenizer
 
 Living = Callable[[str], Engine]
 """The engine of a name. Raises `EngineUnavailable` where it is dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a writer is made of. engines: those that the policy's row names."""
+
+    pair: Pair
+    engines: Mapping[EngineRole, Engine]
+    prompt: PromptPair
+    request: AnswerRequest
+    nudging: NudgingConfig
+
+
+Make = Callable[[Order], Writer]
 
 
 class Pair:
@@ -30,8 +47,8 @@ class Pair:
 
     def __init__(self, name: str, settings: ModelSettings) -> None:
         self._name = name
-        self._settings = settings
-        self._faster = Faster()
+        self.settings = settings
+        self.faster = Faster()
 
     def writer(
         self, living: Living, prompt: PromptPair, request: AnswerRequest, nudging: NudgingConfig
@@ -40,38 +57,65 @@ class Pair:
 
         Raises `EngineUnavailable`, `ContextLengthExceeded`, `InvalidRequest`.
         """
-        settings = self._settings
-        base, aligned = living(settings.base), living(settings.aligned)
-        if nudging.policy in MIXTURES:
-            untuned = None if nudging.policy == "ensemble" else living(self._untuned())
-            return Mixed(base, aligned, untuned, prompt, request, nudging)
-        if nudging.policy == "reference":
-            return Referenced(base, aligned, prompt, request, nudging)
-        if not can_draft(request, base, aligned):
-            return Nudged(base, aligned, prompt, request, nudging)
-        if settings.verify == "auto":
-            verified = self._faster.choose()
-            nudged: Nudged = Measured(
-                base, aligned, prompt, request, nudging, partial(self._faster.took, verified)
-            )
-        else:
-            verified = settings.verify == "on"
-            nudged = Nudged(base, aligned, prompt, request, nudging)
-        if verified:
-            verify(nudged, settings.verify_tokens)
-        elif settings.eager:
-            read_along(nudged)
-        return nudged
+        spec = POLICIES[nudging.policy]
+        if lacking := self.settings.lacks(spec):
+            raise InvalidRequest(lacking.replace("NAME", self._name), param="nudging.policy")
+        engines = {role: living(getattr(self.settings, role)) for role in spec.engines}
+        return MAKERS[spec.name](Order(self, engines, prompt, request, nudging))
 
-    def _untuned(self) -> str:
-        """The engine of the small model before it was aligned."""
-        if self._settings.untuned is None:
-            raise InvalidRequest(
-                f"the policy 'proxy_tuning' needs a third model, and {self._name!r} has none; its "
-                f"engine is named by models.{self._name}.untuned in the server's configuration",
-                param="nudging.policy",
-            )
-        return self._settings.untuned
+
+def _nudged(order: Order) -> Writer:
+    """With drafts, where the pair is set to have some and this answer can."""
+    base, aligned = order.engines["base"], order.engines["aligned"]
+    settings, request = order.pair.settings, order.request
+    if not can_draft(request, base, aligned):
+        return Nudged(base, aligned, order.prompt, request, order.nudging)
+    if settings.verify == "auto":
+        faster = order.pair.faster
+        verified = faster.choose()
+        nudged: Nudged = Measured(
+            base, aligned, order.prompt, request, order.nudging, partial(faster.took, verified)
+        )
+    else:
+        verified = settings.verify == "on"
+        nudged = Nudged(base, aligned, order.prompt, request, order.nudging)
+    if verified:
+        verify(nudged, settings.verify_tokens)
+    elif settings.eager:
+        read_along(nudged)
+    return nudged
+
+
+def _of_two(writer: Callable[..., Writer]) -> Make:
+    """A writer that is made of a base and an aligned engine."""
+
+    def make(order: Order) -> Writer:
+        base, aligned = order.engines["base"], order.engines["aligned"]
+        return writer(base, aligned, order.prompt, order.request, order.nudging)
+
+    return make
+
+
+def _mixed(order: Order) -> Writer:
+    engines = order.engines
+    return Mixed(
+        engines["base"],
+        engines["aligned"],
+        engines.get("untuned"),
+        order.prompt,
+        order.request,
+        order.nudging,
+    )
+
+
+MAKERS: dict[Policy, Make] = {
+    "nudging": _nudged,
+    "entropy": _of_two(ByEntropy),
+    "reference": _of_two(Referenced),
+    "ensemble": _mixed,
+    "proxy_tuning": _mixed,
+}
+"""What writes by each policy of the table."""
 
 
 def misfits(model: ModelSettings, tokenizers: Mapping[str, Tokenizer]) -> Iterator[str]:
@@ -82,18 +126,22 @@ def misfits(model: ModelSettings, tokenizers: Mapping[str, Tokenizer]) -> Iterat
         tokenizers: by engine. The third model's may be missing, and is taken to fit then.
     """
     base, aligned = tokenizers[model.base], tokenizers[model.aligned]
-    policy = model.nudging.policy
-    if policy in MIXTURES:
-        mixed = [base, aligned]
-        if policy == "proxy_tuning" and model.untuned is not None:
-            mixed.append(tokenizers.get(model.untuned, base))
+    for spec in model.allowed.values():
+        key = "nudging.policy" if spec is model.own else "policies"
         try:
-            check_vocabularies(mixed, policy)
+            check_fits(model, spec, tokenizers)
         except InvalidRequest as error:
-            yield f"nudging.policy: {error}"
+            yield f"{key}: {error}"
     for key, needed in (("verify", model.verify == "on"), ("eager", model.eager)):
         if needed and not share_ids(base, aligned):
             yield (
                 f"{key} needs two models with one vocabulary, cut alike, which {model.base!r} and "
                 f"{model.aligned!r} don't have; leave it off"
             )
+
+
+def check_fits(model: ModelSettings, spec: PolicySpec, tokenizers: Mapping[str, Tokenizer]) -> None:
+    """Raises `InvalidRequest` where a policy needs one vocabulary of models that have several."""
+    if spec.one_vocabulary:
+        named = [getattr(model, role) for role in spec.engines]
+        check_vocabularies([tokenizers[name] for name in named if name in tokenizers], spec.name)

@@ -12,8 +12,9 @@ A recorded position flips at γ' where
                text): there the aligned model speaks at any γ
     asked      at γ > 1 the base model was never asked, and at γ' ≤ 1 it would be
 
-Knows: what the pieces of policy ``nudging`` mean. Does not know: how they came about, files, HTTP.
-Standard library only. ``playground/static/whatif.js`` is the same function for the page; both are
+Knows: what the pieces of a policy that leaves its decisions mean. Does not know: how they came
+about, files, HTTP. Standard library only.
+``playground/static/whatif.js`` is the same function for the page; both are
 held to ``tests/whatif.json``.
 """
 
@@ -96,7 +97,7 @@ def compare(
     """Where an answer would first be another one.
 
     Args:
-        pieces: of an answer by policy ``nudging``, in order.
+        pieces: of an answer whose trace is of `server.policies`' kind ``decisions``, in order.
         end: what the base model would have written where the answer ended (`Finished.rejected`).
         recorded: γ of that answer.
         start: who was asked first.

@@ -2,9 +2,9 @@
 
 Knows: how a system is named, and what the registry makes of it. Does not know: data, scores.
 
-    base, aligned              one model alone
-    nudged, nudged@0.3         the policy ``nudging``, with the model's own γ or with another
-    reference@0.3, ensemble …  any other policy by its name
+    base, aligned       one model alone
+    nudged, nudged@0.3  both by a policy, under its name in `server.policies`; where that has a
+                        threshold, with the model's own or with another
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any
 
 from server.config import ModelSettings
-from server.core import NudgingConfig, Policy
-from server.decoding.mixtures import MIXTURES
+from server.core import NudgingConfig
 from server.evaluation.data import EvaluationError
+from server.policies import DEFAULT, GAMMA, POLICIES, Policy, PolicySpec, Threshold
 
-POLICIES: tuple[Policy, ...] = get_args(Policy)
+_BY_NAME: dict[str, PolicySpec] = {spec.system: spec for spec in POLICIES.values()}
+
+KNOWN = ("base", "aligned", *_BY_NAME)
 
 
 @dataclass(frozen=True)
@@ -38,24 +40,39 @@ def parse(name: str, model: ModelSettings) -> System:
     if name in ("base", "aligned"):
         return System(name, f":{name}", own)
     kind, at, text = name.partition("@")
-    policy = "nudging" if kind == "nudged" else kind
-    if policy not in POLICIES:
-        known = ["base", "aligned", "nudged", *POLICIES[1:]]
+    spec = _BY_NAME.get(kind)
+    if spec is None:
         raise EvaluationError(
-            f"there is no system {name!r} (there are {', '.join(known)}; γ goes behind an @, as "
+            f"there is no system {name!r} (there are {', '.join(KNOWN)}; γ goes behind an @, as "
             "in nudged@0.3)"
         )
-    if policy in MIXTURES:
+    if lacking := model.lacks(spec):
+        raise EvaluationError(lacking)
+    if spec.threshold is None:
         if at:
             raise EvaluationError(f"{kind} knows no γ: write {kind!r} instead of {name!r}")
-        if policy == "proxy_tuning" and model.untuned is None:
-            raise EvaluationError(
-                "proxy_tuning needs a third engine: name it under models.NAME.untuned in the "
-                "configuration"
-            )
-        return System(kind, "", replace(own, policy=policy))
-    gamma = to_gamma(text) if at else own.gamma
-    return System(f"{kind}@{gamma:g}", "", replace(own, policy=policy, gamma=gamma))
+        return System(kind, "", replace(own, policy=spec.name))
+    value = to_threshold(text, spec.threshold) if at else getattr(own, spec.threshold.setting)
+    return with_threshold(spec.name, value, own)
+
+
+def with_threshold(policy: Policy, value: float, own: NudgingConfig) -> System:
+    """Both models by a policy that has a threshold, with this one."""
+    spec = POLICIES[policy]
+    assert spec.threshold is not None
+    asked: dict[str, Any] = {"policy": policy, spec.threshold.setting: value}
+    nudging = replace(own, **asked)
+    return System(f"{spec.system}@{value:g}", "", nudging)
+
+
+def nudged_at(gamma: float, model: ModelSettings) -> System:
+    """Nudging with this γ. Raises `EvaluationError` where the model's own policy has none."""
+    if model.own.threshold is not GAMMA:
+        raise EvaluationError(
+            f"γ has no effect on the model's own policy, {model.own.name!r}; set nudging.policy to "
+            "one that has it"
+        )
+    return with_threshold(DEFAULT, gamma, model.nudging.config())
 
 
 def parse_all(names: str, model: ModelSettings) -> list[System]:
@@ -66,20 +83,21 @@ def parse_all(names: str, model: ModelSettings) -> list[System]:
     return list({system.name: system for system in systems}.values())
 
 
-def to_gamma(text: str) -> float:
+def to_threshold(text: str, threshold: Threshold) -> float:
     """Raises `EvaluationError`."""
     try:
-        gamma = float(text)
+        value = float(text)
     except ValueError:
-        gamma = math.nan
-    if not (gamma >= 0 and math.isfinite(gamma)):
-        raise EvaluationError(f"{text!r} is no γ: it must be a number, 0 or more")
-    return gamma
+        value = math.nan
+    if not (math.isfinite(value) and (value >= 0 if threshold.zero else value > 0)):
+        least = "0 or more" if threshold.zero else "over 0"
+        raise EvaluationError(f"{text!r} is no {threshold.symbol}: it must be a number, {least}")
+    return value
 
 
 def to_gammas(text: str) -> Sequence[float]:
     """γ with commas between them, in order, each once. Raises `EvaluationError`."""
-    gammas = sorted({to_gamma(part.strip()) for part in text.split(",") if part.strip()})
+    gammas = sorted({to_threshold(part.strip(), GAMMA) for part in text.split(",") if part.strip()})
     if not gammas:
         raise EvaluationError("name at least one γ, as in --gammas 0.2,0.4")
     return gammas

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from server.config import Settings
 from server.core import (
-    BASELINES,
     AnswerRequest,
     ConfigError,
     EngineUnavailable,
@@ -35,6 +34,7 @@ from server.decoding.alone import Alone
 from server.decoding.strategies import Pair, misfits
 from server.decoding.stream import Writer
 from server.engines.base import Engine, EngineInfo
+from server.policies import POLICIES, PolicySpec
 from server.text.grammar.compiler import GrammarCompiler
 from server.text.prompts import PromptEnd, Prompts
 
@@ -66,6 +66,7 @@ class Served:
     """What a request's ``model`` names.
 
     name: of the pair. role: who answers. nudging, sampling: the defaults a request starts from.
+    policies: that a request may name.
     degraded: the aligned model answers alone in the pair's place, for the base engine is dead.
     """
 
@@ -73,6 +74,7 @@ class Served:
     role: Role
     nudging: NudgingConfig
     sampling: SamplingParams
+    policies: tuple[PolicySpec, ...] = ()
     degraded: bool = False
 
     @property
@@ -124,14 +126,9 @@ class Registry:
     def _answers(self, name: str) -> bool:
         """Whether a request for ``NAME`` that asks for nothing special can be served."""
         model = self.settings.models[name]
-        policy = model.nudging.policy
-        needed = [model.base]
-        if policy == "proxy_tuning" and model.untuned is not None:
-            needed.append(model.untuned)
-        return self.lives(model.aligned) and (
-            all(map(self.lives, needed))
-            or (model.degraded == "aligned" and policy not in BASELINES)
-        )
+        needed = [getattr(model, role) for role in model.own.engines]
+        stands_in = model.degraded == "aligned" and model.own.stands_in
+        return self.lives(model.aligned) and (stands_in or all(map(self.lives, needed)))
 
     async def start(self, progress: Progress = lambda *_: None) -> None:
         """Start the engines, one after the other, then make the pairs.
@@ -211,7 +208,8 @@ class Registry:
         if at:
             nudging = replace(nudging, gamma=_gamma(gamma, model, self.names()))
         as_role: Role = "nudged" if not colon else "base" if role == "base" else "aligned"
-        return Served(name, as_role, nudging, settings.sampling.params())
+        policies = tuple(settings.allowed.values())
+        return Served(name, as_role, nudging, settings.sampling.params(), policies)
 
     def root(self, served: Served) -> str:
         """The model behind a served name, of a pair the base model: its name at the hub, or that
@@ -230,14 +228,14 @@ class Registry:
         """Who answers now: as asked, or the aligned model alone, ``degraded``, where the base
         engine is dead and the model's configuration allows that.
 
-        Nothing stands in for the policies that are baselines: whoever asks for one compares.
+        Nothing stands in for the policies that nudging is compared with.
         """
         model = self.settings.models[served.name]
         if (
             self.ready
             and served.role == "nudged"
             and model.degraded == "aligned"
-            and nudging.policy not in BASELINES
+            and POLICIES[nudging.policy].stands_in
             and not self.lives(model.base)
             and self.lives(model.aligned)
         ):

@@ -217,7 +217,7 @@ class Metrics:
         self._tokens.labels(model, "aligned").inc(usage.aligned_tokens)
         self._steps.labels(model, "base").inc(usage.base_steps)
         self._steps.labels(model, "aligned").inc(usage.aligned_steps)
-        if usage.untuned_steps:  # the third model of the policy `proxy_tuning`
+        if usage.untuned_steps:  # a policy with a third model
             self._steps.labels(model, "untuned").inc(usage.untuned_steps)
             self._prefilled.labels(model, "untuned").inc(usage.untuned_prefilled)
         self._prefilled.labels(model, "base").inc(usage.base_prefilled)

@@ -117,6 +117,9 @@ def _the_server_lives(live: Server):
         ),
         ({"nudging": {"gamma": -0.1}}, "nudging.gamma"),
         ({"nudging": {"gamma": "high"}}, "nudging.gamma"),
+        ({"nudging": {"entropy": 0}}, "nudging.entropy"),
+        ({"nudging": {"entropy": 2}}, "nudging.entropy"),  # of another policy
+        ({"nudging": {"policy": "entropy", "gamma": 0.4}}, "nudging.gamma"),
         ({"nudging": {"policy": "magic"}}, "nudging.policy"),
         ({"nudging": {"start": "user"}}, "nudging.start"),
         ({"nudging": {"max_rounds": 0}}, "nudging.max_rounds"),
@@ -136,7 +139,7 @@ def _the_server_lives(live: Server):
             {"nudging": {"policy": "ensemble"}, "response_format": {"type": "json_object"}},
             "response_format",
         ),
-        ({"nudging": {"policy": "proxy_tuning"}}, "nudging.policy"),  # there is no third model
+        ({"nudging": {"policy": "proxy_tuning"}}, "nudging.policy"),  # not allowed here
     ],
 )
 def test_a_wrong_value_is_named(live: Server, change: dict[str, Any], param: str):

@@ -114,10 +114,11 @@ def test_a_card_says_what_a_request_starts_from(scripted: Server):
     cards = {card["id"]: card for card in httpx.get(f"{scripted.url}/v1/models").json()["data"]}
     assert cards["tale"]["nudging"] == {
         "gamma": 0.4,
+        "entropy": 2.0,
         "policy": "nudging",
         "start": "aligned",
         "end_lookahead": 0,
-        "max_rounds": 150,
+        "max_rounds": None,
     }
     assert cards["tale"]["sampling"] == {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0}
     assert "nudging" not in cards["tale:base"]

@@ -37,7 +37,8 @@ from server.api.fields import (
     token_ids,
 )
 from server.api.openai.messages import Conversation
-from server.core import BASELINES, AnswerRequest, Grammar, NudgingConfig, Policy, SamplingParams
+from server.core import AnswerRequest, Grammar, NudgingConfig, SamplingParams
+from server.policies import Policy, PolicySpec
 
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
@@ -172,6 +173,7 @@ class NudgingOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    entropy: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     policy: Policy | None = None
     start: Literal["base", "aligned"] | None = None
     end_lookahead: Annotated[Whole, Field(ge=0, le=1024)] | None = None
@@ -288,27 +290,23 @@ class Generation(Strict):
         """Independent answers for each prompt."""
         return self.n or 1
 
-    def beyond(self, policy: Policy) -> set[str]:
+    def beyond(self, policy: PolicySpec) -> set[str]:
         """What this request asks for that a policy has no notion of."""
-        if policy not in BASELINES:
-            return set()
         options = self.nudging or NudgingOptions()
-        known = {"policy", "gamma", "max_rounds"} if policy == "reference" else {"policy"}
-        asked = {f"nudging.{name}" for name in options.settings - known}
-        names = [*_SAMPLING, "logit_bias"]
-        if policy == "reference":
-            names += ["min_tokens", "ignore_eos", "stop_token_ids"]
-            if self._top_logprobs() is not None:
-                asked.add("logprobs")
-        neutral = {"repetition_penalty": 1}
-        for name in names:
-            if name not in ("top_p", "top_k", "min_p", "seed"):  # greedy has no use for them
-                value = getattr(self, name)
-                if value and value != neutral.get(name):
-                    asked.add(name)
-        if self.schema_asked is not None:
-            asked.add("response_format")
-        return asked
+        asked = {f"nudging.{name}" for name in options.settings - {"policy", *policy.settings}}
+        return asked | set(filter(self._asks_for, policy.refuses))
+
+    def _asks_for(self, field: str) -> bool:
+        """Whether a field is set to something that would change the answer."""
+        match field:
+            case "logprobs":
+                return self._top_logprobs() is not None
+            case "response_format":
+                return self.schema_asked is not None
+            case "repetition_penalty":
+                return self.repetition_penalty not in (None, 1)
+            case _:
+                return bool(getattr(self, field))
 
     @property
     def schema_asked(self) -> dict[str, Any] | None:

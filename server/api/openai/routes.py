@@ -28,6 +28,7 @@ from server.api.schemas import (
 )
 from server.core import Grammar, Message, NudgingConfig, TokenIds
 from server.decoding.stream import Writer
+from server.policies import POLICIES
 from server.serving.registry import Registry, Served
 
 _FAILURES = (400, 401, 404, 413, 415, 429, 503, 504)
@@ -171,10 +172,18 @@ def _nudging(served: Served, body: Generation) -> NudgingConfig:
             )
         return served.nudging
     config = options.over(served.nudging)
-    for field in sorted(body.beyond(config.policy)):
+    policy = POLICIES[config.policy]
+    if policy not in served.policies:
         raise ApiError(
             400,
-            f"{field} has no effect on the policy {config.policy!r}, which is greedy",
-            param=field,
+            f"the policy {policy.name!r} can't be asked for here; {served.name!r} allows "
+            f"{', '.join(each.name for each in served.policies)} (models.{served.name}.policies "
+            "in the server's configuration)",
+            param="nudging.policy",
+        )
+    for field in sorted(body.beyond(policy)):
+        why = f", {policy.why}" if field in policy.refuses and policy.why else ""
+        raise ApiError(
+            400, f"{field} has no effect on the policy {policy.name!r}{why}", param=field
         )
     return config

@@ -30,6 +30,7 @@ TRACE: Json = {
     },
     "nudging": {
         "gamma": 0.4,
+        "entropy": 2.0,
         "policy": "nudging",
         "start": "aligned",
         "end_lookahead": 0,

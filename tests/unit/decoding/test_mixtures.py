@@ -341,7 +341,7 @@ async def test_the_third_engine_is_named_in_the_configuration(tmp_path: Path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (", untuned: base", "", "models.pair.untuned: the policy 'proxy_tuning' needs it"),
+        (", untuned: base", "", "models.pair.untuned: the policy 'proxy_tuning' needs a third"),
         ("untuned: base", "untuned: third", "models.pair.untuned: no engine is named 'third'"),
     ],
 )

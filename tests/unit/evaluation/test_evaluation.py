@@ -363,7 +363,10 @@ def test_systems_are_named():
     ("names", "message"),
     [
         ("", "name at least one system"),
-        ("nudgd", "there is no system 'nudgd' .there are base, aligned, nudged, reference"),
+        (
+            "nudgd",
+            "there is no system 'nudgd' .there are base, aligned, nudged, entropy, reference",
+        ),
         ("base@0.3", "there is no system"),
         ("nudged@", "'' is no γ"),
         ("nudged@-1", "'-1' is no γ"),

@@ -67,7 +67,7 @@ export class Answer {
       say,
       shown: (at) => this.drawn?.point(at),
     });
-    this.plotBox.hidden = !record.nudging || record.nudging.policy === "reference";
+    this.plotBox.hidden = !record.nudging || record.policy.trace === "rounds";
     this.#listen();
     if (again) this.#whatIf(again);
   }
@@ -144,7 +144,7 @@ export class Answer {
   #degraded() {
     const { record } = this;
     if (!record.nudging || !record.usage || record.usage.nudging) return;
-    Object.assign(record, { nudging: null, gamma: null });
+    Object.assign(record, { nudging: null, policy: null, gamma: null });
     this.view.gamma = null;
     this.plotBox.hidden = true;
     this.whatIf?.remove();
@@ -308,16 +308,26 @@ export class Answer {
   page() {
     const wide = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     wide.setAttribute("role", "img");
-    const { pieces, rejected, gamma, request } = this.record;
+    const { pieces, rejected, gamma } = this.record;
     const drawn = !this.plotBox.hidden;
     if (drawn) plot(wide, { pieces, end: rejected, gamma }, 640);
-    const title = gamma === null ? request.model : `${request.model}, γ ${gamma.toFixed(2)}`;
+    const title = titleOf(this.record);
     return exportPage(this.record, {
       plot: drawn ? new XMLSerializer().serializeToString(wide) : "",
       figures: this.counts(),
       title,
     });
   }
+}
+
+// Who answers, and by which threshold.
+export function titleOf({ request, nudging, policy }) {
+  const { model } = request;
+  if (!nudging) return model.includes(":") ? `${model}, alone` : model;
+  const { threshold } = policy;
+  if (!threshold) return `${model}, ${nudging.policy}`;
+  const symbol = threshold === "gamma" ? "γ" : threshold;
+  return `${model}, ${symbol} ${nudging[threshold].toFixed(2)}`;
 }
 
 function ended({ finish_reason, stop_reason }) {

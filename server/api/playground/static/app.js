@@ -1,9 +1,9 @@
 // The page put together: settings, turns of the conversation, and who is asked for what.
 
 import { ApiError, chat, models, state } from "./api.js";
-import { Answer, element } from "./answer.js";
+import { Answer, element, titleOf } from "./answer.js";
 import { textOf } from "./export.js";
-import { newRecord, parse, take } from "./trace.js";
+import { effective, newRecord, parse, take } from "./trace.js";
 
 const at = (id) => document.getElementById(id);
 const SAMPLES = {
@@ -15,6 +15,7 @@ const SAMPLES = {
 };
 
 let cards = new Map();
+let loading = null; // the cards, on their way
 let running = null; // the AbortController of what is being written
 let turns = []; // [{messages, system, answer}], answer: the one that the chat goes on with
 
@@ -33,13 +34,21 @@ at("key").addEventListener("change", () => {
   } catch {
     // As above.
   }
-  load();
+  loading = load();
 });
 
 function field(id, fallback) {
   const value = at(id).valueAsNumber;
   return Number.isFinite(value) ? value : fallback;
 }
+
+// The fields of the settings that have some; a policy listens to those that its card names.
+const FIELDS = {
+  gamma: ["gamma", "gamma-number"],
+  entropy: ["entropy"],
+  start: ["start"],
+  end_lookahead: ["lookahead"],
+};
 
 function setGamma(value) {
   at("gamma").value = value;
@@ -48,6 +57,7 @@ function setGamma(value) {
 at("gamma").addEventListener("input", () => (at("gamma-number").value = at("gamma").value));
 at("gamma-number").addEventListener("input", () => (at("gamma").value = at("gamma-number").value));
 at("model").addEventListener("change", () => choose());
+at("policy").addEventListener("change", () => listen());
 at("settings").addEventListener("submit", (event) => event.preventDefault());
 
 // The card of the chosen model; its settings become the form's.
@@ -55,15 +65,22 @@ function choose() {
   const card = cards.get(at("model").value);
   if (!card) return;
   const pair = card.nudging !== undefined;
-  for (const id of ["gamma", "gamma-number", "start", "lookahead"]) at(id).disabled = !pair;
   at("three").disabled = !pair;
   if (!pair) document.querySelector('[name=mode][value="one"]').checked = true;
   at("temperature").value = card.sampling.temperature;
   if (pair) {
     setGamma(card.nudging.gamma);
+    at("entropy").value = card.nudging.entropy;
     at("start").value = card.nudging.start;
     at("lookahead").value = card.nudging.end_lookahead;
   }
+  const names = Object.keys(card.policies ?? {});
+  at("policy").replaceChildren(
+    ...names.map((name) => element("option", { value: name, text: name })),
+  );
+  if (pair) at("policy").value = card.nudging.policy;
+  at("policy-field").hidden = names.length < 2;
+  listen();
   at("gamma-hint").textContent = pair
     ? `This model’s own: ${card.nudging.gamma.toFixed(2)}. Over 1 the aligned model writes all.`
     : "One model alone: nothing is nudged.";
@@ -76,6 +93,21 @@ function choose() {
     }),
   );
 }
+
+// The fields of the chosen policy's settings; a threshold of another has no place.
+function listen() {
+  const card = cards.get(at("model").value);
+  const { settings = [] } = card?.policies?.[at("policy").value] ?? {};
+  for (const [setting, ids] of Object.entries(FIELDS)) {
+    for (const id of ids) at(id).disabled = !settings.includes(setting);
+  }
+  at("entropy-field").hidden = !settings.includes("entropy");
+  at("gamma-field").hidden = Boolean(card?.nudging) && !settings.includes("gamma");
+}
+
+// What the cards say of policies, by name.
+const policies = () =>
+  Object.assign({}, ...[...cards.values()].map((card) => card.policies ?? {}));
 
 async function load() {
   try {
@@ -141,16 +173,12 @@ function failed(error) {
 
 // -- answers ----------------------------------------------------------------------------------
 
-function titleOf(model, nudging) {
-  if (nudging) return `${model}, γ ${nudging.gamma.toFixed(2)}`;
-  const role = model.split(":")[1];
-  return role ? `${model}, alone` : model;
-}
-
 function settings(card) {
   if (!card.nudging) return null;
   return {
     ...card.nudging,
+    policy: at("policy").value,
+    entropy: field("entropy", card.nudging.entropy),
     gamma: field("gamma-number", card.nudging.gamma),
     start: at("start").value,
     end_lookahead: field("lookahead", card.nudging.end_lookahead),
@@ -169,15 +197,11 @@ function request(model, messages) {
   };
 }
 
-// What the API is asked for a record. Policy `reference` knows no more than these two.
+// What the API is asked for a record.
 function body(record) {
-  const { nudging } = record;
-  const { gamma, policy, max_rounds, ...more } = nudging ?? {};
-  const sent =
-    policy === "reference" ? { gamma, policy, max_rounds } : { ...nudging };
   return {
     ...record.request,
-    nudging: { ...(nudging ? sent : {}), trace: true },
+    nudging: { ...effective(record), trace: true },
     stream: true,
     stream_options: { include_usage: true, continuous_usage_stats: true },
   };
@@ -250,12 +274,8 @@ function stop() {
 }
 
 function made(record) {
-  const comparable = record.nudging?.policy === "nudging";
-  return new Answer(record, {
-    title: titleOf(record.request.model, record.nudging),
-    say,
-    again: comparable ? anew : null,
-  });
+  const comparable = record.policy?.trace === "decisions";
+  return new Answer(record, { title: titleOf(record), say, again: comparable ? anew : null });
 }
 
 // A turn on the page; its answers stand side by side. messages: what was asked, system and all.
@@ -301,9 +321,11 @@ async function ask(question) {
   const messages = conversation(question);
   const all = card.nudging && at("three").checked;
   const asked = all ? [`${card.id}:base`, `${card.id}:aligned`, card.id] : [card.id];
-  const answers = asked.map((model) =>
-    made(newRecord(request(model, messages), settings(cards.get(model)))),
-  );
+  const answers = asked.map((model) => {
+    const nudging = settings(cards.get(model));
+    const policy = nudging && card.policies[nudging.policy];
+    return made(newRecord(request(model, messages), nudging, policy));
+  });
   turn(messages, answers);
   await writeAll(answers);
 }
@@ -311,8 +333,8 @@ async function ask(question) {
 // The same answer at another γ, beside the old one.
 async function anew(old, gamma) {
   if (running) return;
-  const { request: asked, nudging } = old.record;
-  const again = made(newRecord(asked, { ...nudging, gamma }));
+  const { request: asked, nudging, policy } = old.record;
+  const again = made(newRecord(asked, { ...nudging, gamma }, policy));
   const promised = old.comparison.prefix;
   old.root.after(again.root);
   again.share(promised.length);
@@ -334,7 +356,7 @@ async function anew(old, gamma) {
 
 function open(source) {
   if (running) return;
-  const record = parse(source);
+  const record = parse(source, policies());
   reset();
   const { messages, model } = record.request;
   const system = messages.find(({ role }) => role === "system");
@@ -342,7 +364,13 @@ function open(source) {
   if (cards.has(model)) {
     at("model").value = model;
     choose();
-    if (record.nudging) setGamma(record.nudging.gamma);
+    if (record.nudging) {
+      setGamma(record.nudging.gamma);
+      if (cards.get(model).policies?.[record.nudging.policy]) {
+        at("policy").value = record.nudging.policy;
+        listen();
+      }
+    }
   }
   const answer = made(record);
   turn(messages, [answer], messages.filter(({ role }) => role !== "system").length - 1);
@@ -387,11 +415,13 @@ at("file").addEventListener("change", async () => {
   at("file").value = "";
   if (!file) return;
   try {
-    open(await file.text());
+    const source = await file.text();
+    await loading; // they say what a trace of a policy is
+    open(source);
   } catch (error) {
     failed(error);
   }
 });
 
-load();
+loading = load();
 watch();

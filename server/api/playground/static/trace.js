@@ -1,16 +1,19 @@
-// A stored trace: the form that docs/playground.md describes, and server/api/stored.py reads.
+// A stored trace: the form that docs/playground.md describes, and server/api/traces.py reads.
 
 export const FORMAT = "nudge-trace";
 export const VERSION = 1;
 
 // What has been written of an answer so far; `answer` of a stored trace and more.
-// request: the body without nudging and stream. nudging: every setting of the policy, or null
-// where one model answers alone.
-export function newRecord(request, nudging) {
+// request: the body without nudging and stream. nudging: every setting of the policies, or null
+// where one model answers alone. policy: what a model's card says of the one that it names:
+// {settings, threshold, trace}.
+export function newRecord(request, nudging, policy) {
   return {
     request,
     nudging,
-    gamma: nudging ? nudging.gamma : null,
+    policy: nudging ? policy : null,
+    // What p1 is compared with; null where nothing is decided by it.
+    gamma: nudging && policy.trace === "decisions" ? nudging.gamma : null,
     created: 0,
     server: "",
     text: "",
@@ -21,6 +24,13 @@ export function newRecord(request, nudging) {
     stop_reason: null,
     usage: null,
   };
+}
+
+// The settings of a record that have an effect, as its policy's card names them: all that a request
+// may say.
+export function effective({ nudging, policy }) {
+  const names = nudging ? ["policy", ...policy.settings] : [];
+  return Object.fromEntries(names.map((name) => [name, nudging[name]]));
 }
 
 // Takes in one chunk of a stream.
@@ -37,10 +47,10 @@ export function take(record, chunk) {
   }
 }
 
-// The pieces as they stand in the answer. Those of policy `reference` have no probabilities, and
-// it cleans its text up at the end, so that it is a part of what the pieces join to.
+// The pieces as they stand in the answer. Rounds have no probabilities, and are cleaned up at the
+// end, so that the text is a part of what they join to.
 export function shownPieces(record) {
-  if (record.nudging?.policy !== "reference") return record.pieces;
+  if (record.policy?.trace !== "rounds") return record.pieces;
   const joined = record.pieces.map((piece) => piece.text).join("");
   const from = joined.indexOf(record.text);
   if (!record.text || from < 0) return [];
@@ -76,7 +86,9 @@ export function stored(record) {
 }
 
 // The record of a stored trace. Throws an Error whose message is for whoever opened the file.
-export function parse(source) {
+// policies: what cards say of policies, by name. Of one that no card has, the trace itself says
+// whether its pieces are the answer; nothing is said then of how it was decided.
+export function parse(source, policies = {}) {
   let trace;
   try {
     trace = JSON.parse(source);
@@ -110,9 +122,23 @@ export function parse(source) {
   check(typeof answer.stop_reason === "string", "answer.stop_reason");
   check(Number.isInteger(answer.rounds), "answer.rounds");
   check(Number.isInteger(usage?.completion_tokens), "usage.completion_tokens");
-  const joined = answer.pieces.map((piece) => piece.text).join("");
-  check(joined === answer.text || nudging?.policy === "reference", "answer.text");
-  const record = newRecord(request, nudging);
+  const whole = answer.pieces.map((piece) => piece.text).join("") === answer.text;
+  const policy = (nudging && policies[nudging.policy]) ?? {
+    settings: [],
+    threshold: null,
+    trace: whole ? "pieces" : "rounds",
+  };
+  const kind = nudging ? policy.trace : "pieces";
+  check(whole || kind === "rounds", "answer.text");
+  check(nudging === null || usage.nudging, "usage.nudging");
+  if (kind === "decisions" && !("response_format" in request)) {
+    answer.pieces.forEach(({ speaker, top_prob, rejected }, at) => {
+      const where = `answer.pieces.${at}`;
+      check(speaker !== "base" || top_prob >= nudging.gamma, where);
+      check(!rejected?.text || rejected.top_prob < nudging.gamma, `${where}.rejected`);
+    });
+  }
+  const record = newRecord(request, nudging, policy);
   const { created, server } = trace;
   return Object.assign(record, answer, {
     rejected: answer.rejected ?? null,

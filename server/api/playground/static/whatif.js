@@ -1,4 +1,4 @@
-// What a recorded answer says about another γ: the same function as server/whatif.py, where it is
+// What a recorded answer says about another γ: the same function as server/decoding/whatif.py, where it is
 // explained. Both are held to tests/whatif.json.
 
 const taken = (token, gamma) => token.text !== "" && token.top_prob >= gamma;
