@@ -90,7 +90,7 @@ class DraftedSession(SessionBefore):
         self._info = info
         self.ahead: deque[Token] = deque()
         self._next: Token | None = None
-        self._served: list[Token] = []  # the last turn's, which may be taken back
+        self._served: list[Token] = []  # at the context's end, which may be taken back
 
     @property
     def length(self) -> int:
@@ -125,8 +125,7 @@ class DraftedSession(SessionBefore):
                     return
 
     async def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
-        served: list[Token] = []
-        self._served = served
+        served = self._served
         turn = self._turn(params)
         while self.ahead and turn.end is None:
             if turn.offer(self.ahead[0]):
@@ -152,9 +151,16 @@ class DraftedSession(SessionBefore):
         return Turn(params, info.tokenizer, info.stop_ids, info.context_length - self.length)
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
-        if drop:  # they stay in the engine's context, for what may come
-            back, self._served = self._served[-drop:], self._served[:-drop]
-            self.ahead.extendleft(reversed(back))
+        if drop > len(self._served):  # some of them were given, and are behind what was written
+            await self._session.extend([], drop=drop + len(self.ahead))
+            self.ahead.clear()
+            self._next = None
+            self._served.clear()
+        elif drop:  # they stay in the engine's context, for what may come
+            self.ahead.extendleft(reversed(self._served[-drop:]))
+            del self._served[-drop:]
+        if ids:
+            self._served.clear()
         for count, number in enumerate(ids):
             if not self.ahead or self.ahead[0].id != number:
                 await self._turn_to(ids[count:])

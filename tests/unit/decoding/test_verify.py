@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.config import EngineSettings, ModelSettings, Settings
@@ -129,6 +129,17 @@ def counts(end: Finished) -> tuple[int, int, int]:
     return end.usage.base_tokens, end.usage.aligned_tokens, end.usage.rounds
 
 
+# A character that is taken back, of which two turns wrote parts.
+@example(
+    seed=318141,
+    agree=0.0,
+    gamma=0.2,
+    paces=(0.0, 0.0),
+    lookahead=3,
+    start="aligned",
+    context=512,
+    stops=(),
+)
 @given(
     seed=st.integers(0, 10**6),
     agree=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
