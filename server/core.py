@@ -143,7 +143,8 @@ class Piece:
     A piece ends with a whole character that ends with a token.
 
     top_prob: the speaker's raw top-1 probability where the piece begins (for a piece of
-        several base tokens the lowest of them, so that ``top_prob ≥ γ`` says it of each).
+        several base tokens the lowest of them, so that ``top_prob ≥ γ`` says it of each). NaN
+        where nobody asked (`AnswerRequest.traced`).
     tokens: how many of the speaker's tokens it took.
     rejected: at the first piece of a nudge, what the base model would have written.
     scored: one entry a token, where the request asked for log probabilities.
@@ -280,6 +281,8 @@ class AnswerRequest:
     stop_token_ids: tokens that end it where the speaker draws them; they are no part of it.
     top_logprobs: how many alternatives to report a token; None: no ``scored`` tokens.
     prompt_logprobs: whether to report the prompt's tokens too. Of one model alone.
+    traced: whether the pieces say their ``top_prob``. Where a policy needs it they do anyway; one
+        model alone is faster without.
     grammar: what the answer as a whole must match.
     """
 
@@ -291,6 +294,7 @@ class AnswerRequest:
     stop_token_ids: tuple[int, ...] = ()
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
+    traced: bool = True
     grammar: Grammar | None = None
 
     @property

@@ -6,6 +6,7 @@ Knows: pieces, and the clock. Does not know: requests, and what becomes of what 
 
 from __future__ import annotations
 
+import math
 import time
 
 from server.core import Finished, Piece, Speaker
@@ -13,7 +14,8 @@ from server.core import Finished, Piece, Speaker
 
 class ObservedTurn:
     """Consecutive pieces of one speaker. ``end``: when the last came (``perf_counter``, seconds);
-    ``lowest``: the lowest top-1 probability among them."""
+    ``lowest``: the lowest top-1 probability among them, None where
+    they don't say it."""
 
     __slots__ = ("end", "lowest", "pieces", "speaker", "tokens")
 
@@ -22,7 +24,7 @@ class ObservedTurn:
         self.end = 0.0
         self.tokens = 0
         self.pieces = 0
-        self.lowest = 1.0
+        self.lowest: float | None = None
 
 
 class ObservedAnswer:
@@ -57,7 +59,8 @@ class ObservedAnswer:
         # which has no p1.
         if event.tokens:
             if event.speaker == "base":
-                self.taken.append(event.top_prob)
+                if not math.isnan(event.top_prob):
+                    self.taken.append(event.top_prob)
             elif event.rejected is not None:
                 self.rejected.append(event.rejected.top_prob)
         if self.turns is not None and event.tokens:
@@ -67,4 +70,6 @@ class ObservedAnswer:
             turn.end = now
             turn.tokens += event.tokens
             turn.pieces += 1
-            turn.lowest = min(turn.lowest, event.top_prob)
+            if not math.isnan(event.top_prob):
+                lowest = 1.0 if turn.lowest is None else turn.lowest
+                turn.lowest = min(lowest, event.top_prob)

@@ -315,7 +315,7 @@ class Watch:
                         "nudge.answer": index,
                         "nudge.tokens": turn.tokens,
                         "nudge.pieces": turn.pieces,
-                        "nudge.lowest_top_prob": turn.lowest,
+                        **({} if turn.lowest is None else {"nudge.lowest_top_prob": turn.lowest}),
                         "nudge.ended": ended,
                     },
                 )

@@ -64,7 +64,7 @@ class Alone:
                 stop_token_ids=request.stop_token_ids,
                 not_before=request.not_before(side.info.stop_ids, 0),
                 grammar=request.grammar,
-                top=request.top_logprobs or 1,
+                top=request.top_logprobs or int(request.traced),
             )
             growing = Growing(side, scores=request.top_logprobs is not None)
             async with aclosing(side.session.generate(params)) as events:

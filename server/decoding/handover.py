@@ -254,7 +254,8 @@ class Growing:
         text = self._side.take(token)
         self._text += text
         self._tokens += 1
-        self._lowest = min(self._lowest, token.top_prob)
+        # NaN, where nobody asked for it, stays.
+        self._lowest = min(token.top_prob, self._lowest)
         return text
 
     def whole(self) -> Piece | None:

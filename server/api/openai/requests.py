@@ -339,6 +339,7 @@ class Generation(Strict):
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(dict.fromkeys(self.stop_token_ids or ())),
             top_logprobs=self._top_logprobs(),
+            traced=self.trace,
             grammar=grammar,
         )
 
