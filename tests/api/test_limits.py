@@ -160,7 +160,7 @@ def test_a_prompt_over_the_servers_own_limit_is_refused(
     asked = {"model": "slow", "max_tokens": 1} | request_
     found = error(httpx.post(hasty.url + path, json=asked), 400)
     assert (found["code"], found["param"]) == ("context_length_exceeded", param)
-    assert "20 at most" in found["message"]
+    assert "maximum context length is 20 tokens. However, " in found["message"]
 
 
 def test_a_prompt_of_just_that_many_tokens_is_answered(hasty: Server):
