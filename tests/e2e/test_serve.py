@@ -173,3 +173,12 @@ def test_a_streams_packets_do_not_wait_for_one_another():
         accepted, _ = listening.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_the_terminal_shows_the_servers_own_lines_alone(live: Server):
+    """What vLLM and torch have to say of themselves is nothing to do for whoever starts it."""
+    started = [line for line in live.lines if "ready in" not in line]
+    shown = started[: next(n for n, line in enumerate(live.lines) if "ready in" in line)]
+    assert len(shown) >= 5
+    own = ("nudge ", "  loading ", "  ready ", "warning ")
+    assert [line for line in shown if line.strip() and not line.startswith(own)] == []
