@@ -64,7 +64,7 @@ class Alone:
                 stop_token_ids=request.stop_token_ids,
                 not_before=request.not_before(side.info.stop_ids, 0),
                 grammar=request.grammar,
-                top=request.top_logprobs or int(request.traced),
+                top=self._reported,
             )
             growing = Growing(side, scores=request.top_logprobs is not None)
             async with aclosing(side.session.generate(params)) as events:
@@ -79,6 +79,13 @@ class Alone:
             raise RuntimeError("the engine's turn ended without saying how")  # its contract, 1
         finally:
             await side.session.aclose()
+
+    @property
+    def _reported(self) -> int:
+        """Alternatives that the engine is asked for. A token's own log probability takes one."""
+        if self.request.top_logprobs is None:
+            return int(self.request.traced)
+        return max(1, self.request.top_logprobs)
 
     async def _reading(self) -> Piece | None:
         """The prompt is read. Its tokens, where they are asked for."""
