@@ -164,9 +164,9 @@ class Registry:
         """
         await self.engines[name].aclose()
         self.engines[name] = await self._start(name, progress)
+        self.restarts[name] += 1
         # The dead one is in reference cycles, and its sockets stay open as long as it is.
         await asyncio.to_thread(gc.collect)
-        self.restarts[name] += 1
 
     async def _start(self, name: str, progress: Progress) -> Engine:
         began = time.monotonic()

@@ -229,7 +229,7 @@ async def test_an_engine_that_lived_long_has_its_attempts_counted_anew(starter):
         supervised(registry, steady_s=0.02) as task,
     ):
         for death in range(5):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.6)  # what a restart leaves behind is collected first
             engine(registry, "base").dead = True
             await until(lambda death=death: registry.restarts["base"] == death + 1)
         assert not task.done()
