@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import aclosing
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -31,7 +30,6 @@ from server.core import (
     PromptPair,
     PromptText,
     Rejected,
-    SamplingParams,
     ScoredToken,
     Speaker,
     StopReason,
@@ -40,16 +38,12 @@ from server.core import (
 )
 from server.decoding.handover import check_fits, close_all, without_last_space
 from server.decoding.stream import End, Output
-from server.engines.base import EVERY_TOKEN, Distribution, Engine, Token, TurnEnd, TurnParams
+from server.engines.base import EVERY_TOKEN, Distribution, Engine, Token, look
 from server.policies import DEFAULT
 from server.text.tokenizer import Tokenizer
 
 LogProbs: TypeAlias = NDArray[np.float64]
 """One natural-log probability for each id of the vocabulary, shape [size]."""
-
-LOOK = TurnParams(SamplingParams(temperature=0), max_tokens=1, stop_below=2.0, top=EVERY_TOKEN)
-"""A turn that takes nothing: no probability is 2, so the engine reports its first position and
-stops there. What was read stays in the engine."""
 
 _IMPOSSIBLE = -1e4
 """For the logarithm of 0, where it is added and subtracted."""
@@ -254,11 +248,7 @@ class _Context:
 
     async def look(self) -> Token:
         """The model's next position, with every token's log probability; nothing is taken."""
-        async with aclosing(self.session.generate(LOOK)) as events:
-            async for event in events:
-                if isinstance(event, TurnEnd) and event.rejected is not None:
-                    return event.rejected
-        raise RuntimeError("the engine reported no position")  # its contract, 3
+        return await look(self.session, EVERY_TOKEN)
 
 
 def log_probs(look: Token, size: int) -> LogProbs:

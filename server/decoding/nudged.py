@@ -30,7 +30,7 @@ from server.core import (
 from server.decoding.handover import Growing, Side, close_all
 from server.decoding.rules import WORD_TOKENS, Nudging, Turn
 from server.decoding.stream import End, Output
-from server.engines.base import Engine, Token, TurnEnd, TurnParams
+from server.engines.base import Engine, Token, TurnEnd, TurnParams, collect
 from server.text.words import Part, Word
 
 
@@ -274,7 +274,8 @@ class Nudged:
         if most <= 0:
             return begun, TurnEnd("length")
         params = self._turn(most, word=tuple(token.id for token in begun))
-        return await self._collect(params, begun)
+        tokens, end = await collect(self.aligned.session, params)
+        return [*begun, *tokens], end
 
     async def _look_ahead(self, left: int, out: Output) -> None:
         """Draft ``end_lookahead`` tokens: the whole ending if the turn ends within them, and
@@ -334,16 +335,6 @@ class Nudged:
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
             await ahead.aclose()
-
-    async def _collect(
-        self, params: TurnParams, tokens: list[Token]
-    ) -> tuple[list[Token], TurnEnd]:
-        async with aclosing(self.aligned.session.generate(params)) as events:
-            async for event in events:
-                if isinstance(event, TurnEnd):
-                    return tokens, event
-                tokens.append(event)
-        raise RuntimeError("the engine's turn ended without saying how")  # its contract, 1
 
 
 class Ahead:

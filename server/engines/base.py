@@ -254,6 +254,18 @@ async def collect(session: Session, params: TurnParams) -> tuple[list[Token], Tu
     raise RuntimeError("the engine's turn ended without saying how")  # the contract, 1
 
 
+async def look(session: Session, top: int) -> Token:
+    """The next position; nothing is taken, and what was read stays in the engine.
+
+    No probability is 2, so the engine reports its first position and stops there.
+    """
+    params = TurnParams(SamplingParams(temperature=0), max_tokens=1, stop_below=2.0, top=top)
+    _, end = await collect(session, params)
+    if end.rejected is None:
+        raise RuntimeError("the engine reported no position")  # the contract, 3
+    return end.rejected
+
+
 class Engine(Protocol):
     @property
     def info(self) -> EngineInfo: ...

@@ -12,13 +12,10 @@ Knows: sessions, and the first word's space. Does not know: γ, reports.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import aclosing
-from dataclasses import replace
 
 from server.core import PromptPair, SamplingParams
 from server.decoding.handover import Side, without_last_space
-from server.decoding.mixtures import LOOK
-from server.engines.base import Engine, Token, TurnEnd, TurnParams
+from server.engines.base import Engine, Token, TurnEnd, TurnParams, collect, look
 from server.evaluation.data import Data, Item
 from server.evaluation.runs import Setup, Tick, each
 from server.evaluation.store import Store
@@ -29,8 +26,6 @@ SYSTEM = "agreement"
 
 Position = tuple[float, bool]
 """The base model's p1, and whether it agrees."""
-
-_LOOK = replace(LOOK, top=1)
 
 _INSIDE_CHARACTER = {bytes([value]) for value in range(0x80, 0xC0)}
 """UTF-8's continuation bytes."""
@@ -82,10 +77,10 @@ async def positions(
         for token in (*tokens, None):
             if whole and reads.room > 0 and (token is not None or ended):
                 await reads.catch_up()
-                look = await _look(reads)
-                agrees = _agrees(base, look, rest, ended, lead)
+                position = await look(reads.session, 1)
+                agrees = _agrees(base, position, rest, ended, lead)
                 if agrees is not None:
-                    found.append((look.top_prob, agrees))
+                    found.append((position.top_prob, agrees))
             if token is not None:
                 lead = b"" if writes.take(token) else lead
                 rest = rest[len(writes.tokenizer.token_bytes(token.id)) :]
@@ -98,27 +93,13 @@ async def positions(
 
 async def _written(side: Side, max_tokens: int) -> tuple[list[Token], TurnEnd]:
     """The model's own greedy answer."""
-    tokens: list[Token] = []
     params = TurnParams(SamplingParams(temperature=0), max_tokens=max_tokens)
-    async with aclosing(side.session.generate(params)) as events:
-        async for event in events:
-            if isinstance(event, TurnEnd):
-                return tokens, event
-            tokens.append(event)
-    raise RuntimeError("the engine's turn ended without saying how")  # its contract, 1
+    return await collect(side.session, params)
 
 
-async def _look(side: Side) -> Token:
-    async with aclosing(side.session.generate(_LOOK)) as events:
-        async for event in events:
-            if isinstance(event, TurnEnd) and event.rejected is not None:
-                return event.rejected
-    raise RuntimeError("the engine reported no position")  # its contract, 3
-
-
-def _agrees(base: Engine, look: Token, rest: bytes, ended: bool, lead: bytes) -> bool | None:
+def _agrees(base: Engine, position: Token, rest: bytes, ended: bool, lead: bytes) -> bool | None:
     """Whether the base model's likeliest token is how the answer goes on; None: can't be told."""
-    best = look.top[0][0]
+    best = position.top[0][0]
     if best in base.info.stop_ids:
         return ended and not rest
     wanted = base.info.tokenizer.token_bytes(best).removeprefix(lead)
