@@ -61,7 +61,7 @@ class ByEntropy(Nudged):
         super().__init__(base, aligned, prompt, request, replace(config, gamma=0.0))
         self._most = config.entropy
 
-    async def _begin_base_turn(self) -> AsyncGenerator[Token | TurnEnd]:
+    async def _base_events(self) -> AsyncGenerator[Token | TurnEnd]:
         await self.base.catch_up()
         asked = self._turn(self.left, stop_below=0.0)  # no probability is under 0
         turn = self.base.session.generate(replace(asked, top=max(asked.top, REPORTED)))

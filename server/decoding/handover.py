@@ -21,6 +21,7 @@ from server.core import (
     TokenIds,
     joined,
 )
+from server.decoding.memory import Memory
 from server.engines.base import Engine, Session, Token
 from server.text.tokenizer import Tokenizer
 
@@ -77,7 +78,7 @@ class Side:
             prompt = list(_encoded(self.tokenizer, prompt))
         self.prompt_tokens = len(prompt)
         check_fits(self.prompt_tokens, engine, speaker)
-        self.session = engine.open(prompt)
+        self.session = self._open(engine, prompt)
         self.tokens = 0
         self.other: Side | None = None
         self._shared = False
@@ -88,6 +89,9 @@ class Side:
         self._heard = ""  # the other's text, not encoded yet
         self._waiting: TokenIds = []  # … and what of it is encoded, not in the session yet
         self._drop = 0
+
+    def _open(self, engine: Engine, prompt: TokenIds) -> Session:
+        return engine.open(prompt)
 
     def listen_to(self, other: Side) -> None:
         other.other = self
@@ -228,6 +232,15 @@ class Side:
         spelled = self.tokenizer.token_bytes
         top = [(data if i == token.id else spelled(i).removeprefix(lead), p) for i, p in token.top]
         return ScoredToken(data, token.logprob, tuple(top))
+
+
+class Remembered(Side):
+    """A side whose model's next words are remembered."""
+
+    session: Memory
+
+    def _open(self, engine: Engine, prompt: TokenIds) -> Memory:
+        return Memory(engine.open(prompt), engine.info)
 
 
 class Growing:

@@ -21,17 +21,18 @@ from dataclasses import replace
 from server.core import (
     AnswerRequest,
     NudgingConfig,
-    Piece,
     PromptPair,
     Rejected,
     StopReason,
     Usage,
 )
-from server.decoding.handover import Growing, Side, close_all
+from server.decoding.handover import Growing, Remembered, Side, close_all
 from server.decoding.rules import WORD_TOKENS, Nudging, Turn
 from server.decoding.stream import End, Output
 from server.engines.base import Engine, Token, TurnEnd, TurnParams, collect
-from server.text.words import Part, Word
+
+Events = AsyncGenerator[Token | TurnEnd]
+"""A turn of an engine."""
 
 
 class Nudged:
@@ -41,6 +42,7 @@ class Nudged:
     """
 
     goes_ahead = True
+    base_side: type[Side] = Side
 
     def __init__(
         self,
@@ -54,26 +56,22 @@ class Nudged:
         self.policy = Nudging(config)
         self.request = request
         verbatim = request.grammar is not None
-        self.base = Side(base, "base", prompt.base, verbatim=verbatim)
-        self.aligned = Side(aligned, "aligned", prompt.aligned, verbatim=verbatim)
+        self.base = self.base_side(base, "base", prompt.base, verbatim=verbatim)
+        self.aligned = Remembered(aligned, "aligned", prompt.aligned, verbatim=verbatim)
         self.base.listen_to(self.aligned)
         self.aligned.listen_to(self.base)
-        self._turns = 0
         self.rejected: Rejected | None = None
-        # What the aligned model would write next, known from the end of its last word; void
-        # once the base model has written something.
-        self._draft: Token | None = None
-        self._draft_ends = False
+        self._turns = 0
         # The base model's next turn, where it runs before the aligned model's is over.
         self._ahead: Ahead | None = None
 
     @property
-    def left(self) -> int:
-        return self.request.limit - self.committed
-
-    @property
     def committed(self) -> int:
         return self.base.tokens + self.aligned.tokens
+
+    @property
+    def left(self) -> int:
+        return self.request.limit - self.committed
 
     async def write(self, out: Output) -> End:
         policy = self.policy
@@ -102,18 +100,19 @@ class Nudged:
         return not free and self.committed >= request.min_tokens
 
     def usage(self) -> Usage:
-        steps = self.base.session.steps + self.aligned.session.steps
+        base, aligned = self.base, self.aligned
+        steps = base.session.steps + aligned.session.steps
         return Usage(
-            base_prompt_tokens=self.base.prompt_tokens,
-            aligned_prompt_tokens=self.aligned.prompt_tokens,
-            base_tokens=self.base.tokens,
-            aligned_tokens=self.aligned.tokens,
+            base_prompt_tokens=base.prompt_tokens,
+            aligned_prompt_tokens=aligned.prompt_tokens,
+            base_tokens=base.tokens,
+            aligned_tokens=aligned.tokens,
             rounds=self.policy.rounds,
-            base_steps=self.base.session.steps,
-            aligned_steps=self.aligned.session.steps,
+            base_steps=base.session.steps,
+            aligned_steps=aligned.session.steps,
             discarded_tokens=max(0, steps - self.committed),
-            base_prefilled=self.base.session.prefilled,
-            aligned_prefilled=self.aligned.session.prefilled,
+            base_prefilled=base.session.prefilled,
+            aligned_prefilled=aligned.session.prefilled,
         )
 
     def _turn(
@@ -130,7 +129,7 @@ class Nudged:
         return TurnParams(
             sampling=request.sampling,
             stop_token_ids=request.stop_token_ids,
-            not_before=request.not_before(ends, self.committed + len(word or ())),
+            not_before=request.not_before(ends, self.committed),
             grammar=request.grammar,
             max_tokens=max_tokens,
             stop_below=stop_below,
@@ -140,27 +139,27 @@ class Nudged:
             turn=self._turns,
         )
 
+    def _at_stop_token(self, end: TurnEnd) -> bool:
+        """Whether one of the request's ``stop_token_ids`` ended a turn."""
+        drawn = end.rejected
+        return (
+            end.reason == "stop" and drawn is not None and drawn.id in self.request.stop_token_ids
+        )
+
     # -- the base model ----------------------------------------------------------------------
 
     async def _base_turn(self, out: Output) -> None:
-        base, policy = self.base, self.policy
-        growing = Growing(base, scores=self.request.top_logprobs is not None)
+        policy = self.policy
+        growing = Growing(self.base, scores=self.request.top_logprobs is not None)
         ahead, self._ahead = self._ahead, None
-        turn = ahead.events() if ahead is not None else await self._begin_base_turn()
+        turn = await self._base_events() if ahead is None else ahead.events()
         async with aclosing(turn) as events:
             async for event in events:
                 if isinstance(event, TurnEnd):
-                    if event.reason == "length":
-                        policy.out_of_room("context" if base.room <= 0 else "length")
-                    elif self._at_stop_token(event):
-                        policy.out_of_room("stop_token")
-                    else:
-                        self._reject(event.rejected)
-                        policy.base_stopped()
+                    self._base_ended(event)
                     break
                 if not policy.base_token(event.id, event.top_prob, growing.take(event)):
                     raise RuntimeError("the engine took a token under γ")  # its contract, 3
-                self._draft, self._draft_ends = None, False
                 if (piece := growing.whole()) is not None:
                     out.emit(piece)
                     if out.full:
@@ -170,46 +169,57 @@ class Nudged:
         if (piece := growing.rest()) is not None:
             out.emit(piece)
 
-    async def _begin_base_turn(self) -> AsyncGenerator[Token | TurnEnd]:
+    async def _base_events(self) -> Events:
+        """A turn of the base model, up to where it gives way."""
         await self.base.catch_up()
         return self.base.session.generate(self._turn(self.left, stop_below=self.policy.gamma))
 
-    def _at_stop_token(self, end: TurnEnd) -> bool:
-        """Whether one of the request's ``stop_token_ids`` ended a turn."""
-        drawn = end.rejected
-        return (
-            end.reason == "stop" and drawn is not None and drawn.id in self.request.stop_token_ids
-        )
-
-    def _reject(self, token: Token | None) -> None:
-        if token is None:
-            self.rejected = None
+    def _base_ended(self, end: TurnEnd) -> None:
+        if end.reason == "length":
+            self.policy.out_of_room("context" if self.base.room <= 0 else "length")
+        elif self._at_stop_token(end):
+            self.policy.out_of_room("stop_token")
         else:
-            self.rejected = Rejected(self.base.tokenizer.token_text(token.id), token.top_prob)
+            token = end.rejected
+            if token is None:
+                self.rejected = None
+            else:
+                text = self.base.tokenizer.token_text(token.id)
+                self.rejected = Rejected(text, token.top_prob)
+            self.policy.base_stopped()
 
     # -- the aligned model -------------------------------------------------------------------
 
     async def _aligned_turn(self, out: Output) -> None:
-        left = self.left
-        if self._draft_ends:
+        """One word; or, where it looks ahead and sees its end, the whole ending.
+
+        The word is committed either way. So the base model goes on behind it while the rest is
+        drafted; what it writes is taken, or forgotten, when that is known.
+        """
+        aligned, memory, left = self.aligned, self.aligned.session, self.left
+        await aligned.catch_up()
+        if memory.ended:
             self.policy.aligned_ended()
             return
         if left <= 0:
             self.policy.out_of_room("length")
             return
-        await self.aligned.catch_up()
-        if self.policy.end_lookahead:
-            await self._look_ahead(left, out)
-            return
-        tokens, end = await self._word()
-        text, word = self._commit(tokens)
-        if word is not None:
-            out.emit(word)
-        self._after_word(text, end, took=len(tokens), left=left)
+        looks = self.policy.end_lookahead > 0
+        if looks:
+            memory.begin(self._turn(min(self.policy.end_lookahead, left)))
+        tokens, end = await collect(memory, self._turn(min(WORD_TOKENS, left), word=()))
+        text = self._commit(tokens, out)
+        if looks and await self._sees_its_end(end):
+            await aligned.catch_up()
+            more, _ = await collect(memory, self._turn(self.left))
+            text += self._commit(more, out)
+            self.policy.ending(text) if text else self.policy.aligned_ended()
+        else:
+            self._after_word(text, end, took=len(tokens), left=left)
 
-    def _commit(self, tokens: list[Token]) -> tuple[str, Piece | None]:
-        """Tokens of the aligned model that are part of the answer, as text and as a piece. Those
-        without text are none."""
+    def _commit(self, tokens: list[Token], out: Output) -> str:
+        """The text of the aligned model's tokens, which are part of the answer. Those without any
+        are not."""
         before = self.aligned.tokens
         growing = Growing(self.aligned, scores=self.request.top_logprobs is not None)
         for token in tokens:
@@ -217,119 +227,47 @@ class Nudged:
         piece = growing.rest()
         if piece is None or not piece.text:
             self.aligned.tokens = before
-            return "", None
+            return ""
         rejected, self.rejected = self.rejected, None
-        return piece.text, replace(piece, top_prob=tokens[0].top_prob, rejected=rejected)
+        out.emit(replace(piece, top_prob=tokens[0].top_prob, rejected=rejected))
+        return piece.text
 
-    def _after_word(
-        self, text: str, end: TurnEnd, *, took: int, left: int, ending: bool = False
-    ) -> None:
+    def _after_word(self, text: str, end: TurnEnd, *, took: int, left: int) -> None:
         """Tell the policy what the aligned model did.
 
         What ran out ends the answer, also where a character that was cut is taken back and there
         seems to be room again.
 
         Args:
-            took: tokens of the turn that were to be the answer's.
-            left: tokens that the answer had left before them.
-            ending: whether they are the whole ending, seen by looking ahead.
+            took: tokens of the turn. left: tokens that the answer had left before them.
         """
         policy = self.policy
         over: StopReason | None = None
         if self._at_stop_token(end):
             over = "stop_token"
-        elif end.reason == "stop" and (ending or not took):
-            over = "aligned_end"
         elif took >= left:
             over = "length"
         elif end.reason == "length" and self.aligned.room <= 0:
             over = "context"
-        if over is None:
+        if over is None and end.reason == "stop" and not took:
+            policy.aligned_ended()
+            return
+        if text or over is None:
             policy.word(text)
-            self._draft = end.rejected if end.reason == "word" else None
-            self._draft_ends = end.reason == "stop"
-        elif over == "aligned_end":
-            policy.ending(text) if text else policy.aligned_ended()
-        else:
-            if text:
-                policy.word(text)
+        if over is not None:
             policy.out_of_room(over)
 
-    async def _word(self) -> tuple[list[Token], TurnEnd]:
-        """The aligned model's next word, which may be begun already (the draft)."""
-        tokens: list[Token] = []
-        if self._draft is not None:
-            if self._draft.id in self.request.stop_token_ids:
-                return tokens, TurnEnd("stop", self._draft)
-            tokens.append(self._draft)
-            await self.aligned.session.extend([self._draft.id])
-            self._draft = None
-            if Word(self.aligned.tokenizer).push(tokens[0].id) is Part.LAST:
-                return tokens, TurnEnd("word")
-        return await self._rest_of_word(tokens)
-
-    async def _rest_of_word(self, begun: list[Token]) -> tuple[list[Token], TurnEnd]:
-        """A word of which some tokens are in the session already."""
-        most = min(WORD_TOKENS, self.left) - len(begun)
-        if most <= 0:
-            return begun, TurnEnd("length")
-        params = self._turn(most, word=tuple(token.id for token in begun))
-        tokens, end = await collect(self.aligned.session, params)
-        return [*begun, *tokens], end
-
-    async def _look_ahead(self, left: int, out: Output) -> None:
-        """Draft ``end_lookahead`` tokens: the whole ending if the turn ends within them, and
-        otherwise the first word of them, or the word that they begin.
-
-        The word is committed either way. So the base model goes on behind it while the rest is
-        drafted; what it writes is taken, or forgotten, when that is known.
-        """
-        word, part = Word(self.aligned.tokenizer), Part.INSIDE
-        tokens: list[Token] = []
-        kept: int | None = None  # of them, in the first word
-        text = ""
-        params = self._turn(min(self.policy.end_lookahead, left))
-        async with aclosing(self.aligned.session.generate(params)) as events:
-            async for event in events:
-                if isinstance(event, TurnEnd):
-                    end = event
-                    break
-                tokens.append(event)
-                if kept is not None or len(tokens) > WORD_TOKENS:
-                    continue
-                part = word.push(event.id)
-                if part is not Part.INSIDE:
-                    kept = len(tokens) - (part is Part.BEYOND)
-                    text, piece = self._commit(tokens[:kept])
-                    await self._let_base_go_ahead()
-                    if piece is not None:
-                        out.emit(piece)
-        ending = end.reason == "stop" and not self._at_stop_token(end)
-        if ending:
-            await self._forget_ahead()
-            rest, piece = self._commit(tokens[kept or 0 :])
-            text, kept = text + rest, len(tokens)
-        elif kept is not None:
-            self.aligned.take_back(len(tokens) - kept)
-            end, piece = TurnEnd("word"), None
-        elif end.reason == "length" and len(tokens) < WORD_TOKENS:  # it is shorter than the word
-            tokens, end = await self._rest_of_word(tokens)
-            text, piece = self._commit(tokens)
-            kept = len(tokens)
-        else:  # no word's end in sight
-            kept = min(len(tokens), WORD_TOKENS)
-            text, piece = self._commit(tokens[:kept])
-            self.aligned.take_back(len(tokens) - kept)
-            drawn = end.rejected if end.reason == "stop" else None  # one of the stop_token_ids
-            if kept < len(tokens) or (drawn and word.push(drawn.id) is Part.BEYOND):
-                end = TurnEnd("word")
-        if piece is not None:
-            out.emit(piece)
-        self._after_word(text, end, took=kept, left=left, ending=ending)
-
-    async def _let_base_go_ahead(self) -> None:
-        if self.goes_ahead and self.policy.base_may_speak and self.left > 0:
-            self._ahead = Ahead(await self._begin_base_turn())
+    async def _sees_its_end(self, end: TurnEnd) -> bool:
+        """Whether the draft that was begun comes to the model's end. ``end``: of its first word,
+        behind which the base model writes meanwhile."""
+        goes_ahead = self.goes_ahead and self.policy.base_may_speak and self.left > 0
+        if goes_ahead and end.reason == "word":
+            self._ahead = Ahead(await self._base_events())
+        drafted = await self.aligned.session.rest()
+        if drafted is None or drafted.reason != "stop" or self._at_stop_token(drafted):
+            return False
+        await self._forget_ahead()
+        return True
 
     async def _forget_ahead(self) -> None:
         if self._ahead is not None:
@@ -340,11 +278,11 @@ class Nudged:
 class Ahead:
     """A turn that runs already. From its first event on, the engine doesn't wait for a reader."""
 
-    def __init__(self, turn: AsyncGenerator[Token | TurnEnd]) -> None:
+    def __init__(self, turn: Events) -> None:
         self._turn = turn
         self._first = asyncio.ensure_future(anext(turn))
 
-    async def events(self) -> AsyncGenerator[Token | TurnEnd]:
+    async def events(self) -> Events:
         try:
             yield await self._first
             async for event in self._turn:

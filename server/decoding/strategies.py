@@ -17,8 +17,8 @@ from server.decoding.entropy import ByEntropy
 from server.decoding.mixtures import Mixed, check_vocabularies
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.drafts import can_draft, share_ids
-from server.decoding.speculation.predraft import read_along
-from server.decoding.speculation.verify import Faster, Measured, verify
+from server.decoding.speculation.predraft import ReadAlong
+from server.decoding.speculation.verify import Faster, Timed, Verified
 from server.decoding.stream import Writer
 from server.engines.base import Engine
 from server.policies import POLICIES, EngineRole, Policy, PolicySpec
@@ -67,23 +67,17 @@ class Pair:
 def _nudged(order: Order) -> Writer:
     """With drafts, where the pair is set to have some and this answer can."""
     base, aligned = order.engines["base"], order.engines["aligned"]
-    settings, request = order.pair.settings, order.request
-    if not can_draft(request, base, aligned):
-        return Nudged(base, aligned, order.prompt, request, order.nudging)
-    if settings.verify == "auto":
-        faster = order.pair.faster
-        verified = faster.choose()
-        nudged: Nudged = Measured(
-            base, aligned, order.prompt, request, order.nudging, partial(faster.took, verified)
-        )
-    else:
-        verified = settings.verify == "on"
-        nudged = Nudged(base, aligned, order.prompt, request, order.nudging)
+    settings, faster = order.pair.settings, order.pair.faster
+    given = base, aligned, order.prompt, order.request, order.nudging
+    if not can_draft(order.request, base, aligned):
+        return Nudged(*given)
+    measures = settings.verify == "auto"
+    verified = faster.choose() if measures else settings.verify == "on"
     if verified:
-        verify(nudged, settings.verify_tokens)
-    elif settings.eager:
-        read_along(nudged)
-    return nudged
+        nudged: Nudged = Verified(*given, settings.verify_tokens)
+    else:
+        nudged = ReadAlong(*given) if settings.eager else Nudged(*given)
+    return Timed(nudged, partial(faster.took, verified)) if measures else nudged
 
 
 def _of_two(writer: Callable[..., Writer]) -> Make:

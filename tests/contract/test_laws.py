@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Callable
 from contextlib import aclosing
 
 import pytest
@@ -24,8 +25,8 @@ from server.core import (
 )
 from server.decoding.alone import Alone
 from server.decoding.nudged import Nudged
-from server.decoding.speculation.predraft import read_along
-from server.decoding.speculation.verify import verify
+from server.decoding.speculation.predraft import ReadAlong
+from server.decoding.speculation.verify import Verified
 from server.decoding.stream import Writer, stream
 from server.serving.registry import Registry, Served
 from server.text.grammar.vetting import compile_schema
@@ -89,14 +90,19 @@ def nudged(
     question: str,
     *,
     request: AnswerRequest | None = None,
+    way: Callable[..., Writer] | None = None,
     **settings,
 ) -> Writer:
+    """``way``: instead of the writer that the pair's settings choose."""
     from server.core import Message
 
     served: Served = registry.resolve(pair)
     prompt = registry.prompts(served, [Message("user", question)])
-    request = request or AnswerRequest(GREEDY, max_tokens=60)
-    return registry.writer(served, prompt, request, NudgingConfig(**settings))
+    request, config = request or AnswerRequest(GREEDY, max_tokens=60), NudgingConfig(**settings)
+    if way is None:
+        return registry.writer(served, prompt, request, config)
+    engines = (registry.engine(served, "base"), registry.engine(served, "aligned"))
+    return way(*engines, prompt, request, config)
 
 
 @pytest.mark.parametrize("pair", ["demo", "cross"])
@@ -360,13 +366,10 @@ async def test_checked_drafts_change_no_text(registry: Registry):
     steps = {False: 0, True: 0}
 
     async def told(question: str, gamma: float, lookahead: int, tokens: int):
-        writer = nudged(registry, "demo", question, gamma=gamma, end_lookahead=lookahead)
-        assert isinstance(writer, Nudged)
-        if tokens > 0:
-            verify(writer, tokens)
-        elif tokens:
-            read_along(writer)
-        pieces, end = await answer(writer)
+        ways = {0: Nudged, -1: ReadAlong}
+        way = ways.get(tokens, lambda *given: Verified(*given, tokens))
+        asked = {"gamma": gamma, "end_lookahead": lookahead}
+        pieces, end = await answer(nudged(registry, "demo", question, way=way, **asked))
         if tokens >= 0:
             steps[bool(tokens)] += end.usage.base_steps
         return text(pieces), end.stop_reason, end.usage.base_tokens, end.usage.aligned_tokens

@@ -5,66 +5,46 @@ each of their positions. Where it is uncertain, the drafted word stands, for it 
 aligned model would write there; where it is certain of the drafted token, that stands too; and its
 first other token is its own, behind which the rest of the draft is void.
 
-This is no other policy: two sessions answer the same turns with the same tokens as those they
-stand for, and only know some of them before they are asked. So the answer is the same, token for
-token, as far as the two models' arithmetic is (docs/adr/0015).
+This is no other policy: the same turns are answered with the same tokens, and some of them are only
+known before they are asked. So the answer is the same, token for token, as far as the two models'
+arithmetic is (docs/adr/0015).
 
-Knows: sessions, and the writer that has them. Does not know: the policy's rules, vLLM, HTTP.
+Knows: `Nudged`, and its sessions. Does not know: the policy's rules, vLLM, HTTP.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 
-from server.core import AnswerRequest, NudgingConfig, PromptPair, TokenIds
+from server.core import AnswerRequest, NudgingConfig, PromptPair, TokenIds, Usage
+from server.decoding.handover import Side
+from server.decoding.memory import SessionBefore
 from server.decoding.nudged import Nudged
-from server.decoding.speculation.drafts import DraftedSession, SessionBefore, turn_ahead
+from server.decoding.speculation.drafts import turn_ahead
 from server.decoding.stream import End, Output
-from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
-from server.engines.turn import Turn
+from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd
 
 
 class CheckedSession(SessionBefore):
-    """A session that checks drafts instead of writing token by token. Greedy, and plain turns
-    with ``stop_below`` only.
+    """A session that remembers what its model says of the next positions: ``_known``, each with
+    the drafted id that the following ones rest on."""
 
-    ``_known`` is what the model says of the next positions, each with the drafted id that the
-    following ones rest on.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        info: EngineInfo,
-        draft: Callable[[int], Awaitable[TokenIds]],
-        tokens: int,
-    ) -> None:
-        """
-        Args:
-            draft: gives up to so many ids that may come next.
-            tokens: of a draft.
-        """
-        super().__init__(session)
-        self._info = info
-        self._draft = draft
-        self._tokens = tokens
+    def __init__(self, session: Session, info: EngineInfo) -> None:
+        super().__init__(session, info)
         self._known: deque[tuple[Token, int | None]] = deque()
 
-    async def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
-        info = self._info
-        turn = Turn(params, info.tokenizer, info.stop_ids, info.context_length - self.length)
-        while turn.end is None:
-            if not self._known:
-                draft = await self._draft(min(self._tokens, params.max_tokens - len(turn.taken)))
-                checked = await self._session.check(draft, params.reported)
-                self._known.extend(zip(checked, [*draft, None], strict=False))
-            token, _ = self._known[0]
-            if turn.offer(token):
-                await self.extend([token.id])
-                yield token
-        yield turn.end
+    @property
+    def next(self) -> Token | None:
+        """What the model would write next; None where it isn't known."""
+        return self._known[0][0] if self._known else None
+
+    async def read(self, draft: TokenIds, top: int) -> Token:
+        """Check a draft that begins here. What the model would write next."""
+        checked = await self._session.check(draft, top)
+        self._known.extend(zip(checked, [*draft, None], strict=False))
+        return checked[0]
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
         if drop:
@@ -77,22 +57,65 @@ class CheckedSession(SessionBefore):
         await self._session.extend(ids, drop=drop)
 
 
-def verify(nudged: Nudged, tokens: int) -> None:
-    """Let an answer that has not begun be written by drafts of so many tokens, each checked in
-    one pass. `server.decoding.speculation.drafts.can_draft` must hold."""
-    base, aligned, request = nudged.base, nudged.aligned, nudged.request
-    drafted = DraftedSession(aligned.session, aligned.info)
+class CheckedSide(Side):
+    """A side whose session is one of those."""
 
-    async def draft(most: int) -> TokenIds:
-        if not aligned.verbatim:
+    session: CheckedSession
+
+    def _open(self, engine: Engine, prompt: TokenIds) -> CheckedSession:
+        return CheckedSession(engine.open(prompt), engine.info)
+
+
+class Verified(Nudged):
+    """An answer written by drafts, each checked in one pass. Greedy:
+    `server.decoding.speculation.drafts.can_draft` must hold."""
+
+    base: CheckedSide
+    base_side = CheckedSide
+    goes_ahead = False  # the aligned model can't draft and look ahead at once
+
+    def __init__(
+        self,
+        base: Engine,
+        aligned: Engine,
+        prompt: PromptPair,
+        request: AnswerRequest,
+        config: NudgingConfig,
+        tokens: int,
+    ) -> None:
+        """``tokens``: of a draft. Raises `ContextLengthExceeded` if the prompt doesn't fit one of
+        the models."""
+        super().__init__(base, aligned, prompt, request, config)
+        self._tokens = tokens
+
+    async def _base_events(self) -> AsyncGenerator[Token | TurnEnd]:
+        await self.base.catch_up()
+        return self._checked()
+
+    async def _checked(self) -> AsyncGenerator[Token | TurnEnd]:
+        params = self._turn(self.left, stop_below=self.policy.gamma)
+        session = self.base.session
+        turn = session.turn(params)
+        while turn.end is None:
+            token = session.next
+            if token is None:
+                draft = await self._draft(min(self._tokens, params.max_tokens - len(turn.taken)))
+                token = await session.read(draft, params.reported)
+            if turn.offer(token):
+                await session.extend([token.id])
+                yield token
+        yield turn.end
+
+    async def _draft(self, most: int) -> TokenIds:
+        """Up to so many ids that may come next."""
+        if not self.aligned.verbatim:
             return []  # what it would write now is for another place
-        await aligned.catch_up()
-        await drafted.draft(turn_ahead(request, most))
-        return [token.id for token in drafted.ahead][:most]
-
-    aligned.session = drafted
-    base.session = CheckedSession(base.session, base.info, draft, tokens)
-    nudged.goes_ahead = False  # the aligned model can't draft and look ahead at once
+        await self.aligned.catch_up()
+        memory = self.aligned.session
+        if not memory.ahead:
+            memory.begin(turn_ahead(self.request, most))
+            await memory.rest()
+        return [token.id for token in memory.ahead][:most]
 
 
 class Faster:
@@ -132,25 +155,20 @@ class Faster:
         self._pace[verified] = before + 0.25 * (pace - before)
 
 
-class Measured(Nudged):
+class Timed:
     """An answer that says how long it took."""
 
-    def __init__(
-        self,
-        base: Engine,
-        aligned: Engine,
-        prompt: PromptPair,
-        request: AnswerRequest,
-        config: NudgingConfig,
-        told: Callable[[int, float], None],
-    ) -> None:
+    def __init__(self, writer: Nudged, told: Callable[[int, float], None]) -> None:
         """``told``: called with its tokens, and its seconds without those for which it waited for
         its reader, if it is written to its end."""
-        super().__init__(base, aligned, prompt, request, config)
+        self.writer = writer
         self._told = told
 
     async def write(self, out: Output) -> End:
         began = time.perf_counter()
-        end = await super().write(out)
-        self._told(self.committed, time.perf_counter() - began - out.waited_s)
+        end = await self.writer.write(out)
+        self._told(self.writer.committed, time.perf_counter() - began - out.waited_s)
         return end
+
+    def usage(self) -> Usage:
+        return self.writer.usage()

@@ -125,7 +125,7 @@ async def test_what_was_looked_at_and_not_taken_is_in_no_context():
     writer = Nudged(base, aligned, prompt, GREEDY, config)
     answer = "".join([piece.text async for piece in pieces_of(writer)])
     assert answer == text
-    assert aligned.info.tokenizer.decode(writer.aligned.session._output) == text
+    assert aligned.info.tokenizer.decode(writer.aligned.session._session._output) == text
 
 
 @functools.cache
@@ -213,7 +213,7 @@ async def test_whoever_leaves_during_a_lookahead_stops_both(taken: int):
         await asyncio.sleep(0)  # the base model's turn has begun
     assert base.running == aligned.running == 0
     assert writer.base.session.closed
-    assert writer.aligned.session.closed
+    assert writer.aligned.session._session.closed
 
 
 async def test_what_the_base_model_wrote_ahead_of_an_ending_is_forgotten():
@@ -243,7 +243,7 @@ async def test_special_tokens_reach_neither_the_answer_nor_the_other_model():
     writer = Nudged(base, aligned, PromptPair(("a",), ("a",)), GREEDY, NudgingConfig())
     assert "".join([piece.text async for piece in pieces_of(writer)]) == "A hello you"
     assert special in writer.base.session._output  # its own context keeps what it wrote
-    assert special not in writer.aligned.session._output
+    assert special not in writer.aligned.session._session._output
 
 
 @pytest.mark.parametrize("cut", range(1, 14))
@@ -373,7 +373,7 @@ async def test_a_failing_engine_fails_the_stream_and_frees_the_other():
         _ = [event async for event in stream(writer, AnswerRequest())]
     assert base.running == aligned.running == 0
     assert writer.base.session.closed
-    assert writer.aligned.session.closed
+    assert writer.aligned.session._session.closed
 
 
 async def test_both_sessions_are_closed_however_the_answer_ends():
@@ -383,7 +383,7 @@ async def test_both_sessions_are_closed_however_the_answer_ends():
         async with aclosing(stream(writer, AnswerRequest(stop=stop))) as events:
             _ = [event async for event in events]
         assert writer.base.session.closed
-        assert writer.aligned.session.closed
+        assert writer.aligned.session._session.closed
 
 
 async def test_cancelling_an_answer_frees_both_engines():

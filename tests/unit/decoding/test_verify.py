@@ -25,8 +25,8 @@ from server.core import (
 )
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.drafts import can_draft
-from server.decoding.speculation.predraft import FollowedSession, read_along
-from server.decoding.speculation.verify import CheckedSession, Faster, Measured, verify
+from server.decoding.speculation.predraft import ReadAlong
+from server.decoding.speculation.verify import Faster, Timed, Verified
 from server.decoding.stream import Writer, stream
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
@@ -81,11 +81,11 @@ async def told(
     prompt: str = "Hi",
     eager: bool = False,
 ) -> tuple[list[tuple[str, str]], Finished, Nudged]:
-    writer = Nudged(*engines, PromptPair((prompt,), (f"{prompt} ",)), request, config)
+    given = *engines, PromptPair((prompt,), (f"{prompt} ",)), request, config
     if tokens:
-        verify(writer, tokens)
-    elif eager:
-        read_along(writer)
+        writer: Nudged = Verified(*given, tokens)
+    else:
+        writer = ReadAlong(*given) if eager else Nudged(*given)
     spans: list[tuple[str, str]] = []
     async with aclosing(stream(writer, request)) as events:
         async for event in events:
@@ -178,10 +178,9 @@ async def test_a_nudge_is_ready_when_it_is_needed():
         for name, said in (("base", doubts), ("aligned", script))
     )
     base.step_s = 0.02
-    writer = Nudged(
+    writer = ReadAlong(
         base, aligned, PromptPair(("a",), ("a",)), AnswerRequest(GREEDY), NudgingConfig()
     )
-    read_along(writer)
     asked: list[int] = []
     real = writer.aligned.session._session  # type: ignore[attr-defined]
     generate = real.generate
@@ -226,19 +225,19 @@ async def test_a_death_is_an_error_and_leaves_nothing(which: int, dies: int, tok
 
 
 @pytest.mark.parametrize("taken", range(1, 8))
-@pytest.mark.parametrize("way", [read_along, lambda nudged: verify(nudged, 6)])
+@pytest.mark.parametrize("way", [ReadAlong, lambda *given: Verified(*given, 6)])
 async def test_whoever_leaves_stops_both(taken: int, way):
     engines = pair(5, 0.9)
     for engine in engines:
         engine.step_s = 0.0005
     request = AnswerRequest(GREEDY, max_tokens=60)
-    writer = Nudged(*engines, PromptPair(("a",), ("a",)), request, NudgingConfig(gamma=0.5))
-    way(writer)
+    writer = way(*engines, PromptPair(("a",), ("a",)), request, NudgingConfig(gamma=0.5))
     async with aclosing(pieces_of(writer)) as pieces:
         for _ in range(taken):
             await anext(pieces, None)
     assert not any(engine.running for engine in engines)
-    assert writer.base.session._session.closed  # type: ignore[attr-defined]
+    base = writer.base.session
+    assert getattr(base, "_session", base).closed
     assert writer.aligned.session._session.closed  # type: ignore[attr-defined]
 
 
@@ -300,19 +299,16 @@ async def test_an_answer_that_was_left_is_not_measured():
     request = AnswerRequest(GREEDY, max_tokens=60)
     found: list[tuple[int, float]] = []
     for whole in (False, True):
-        writer = Measured(
-            *pair(5, 0.9),
-            PromptPair(("a",), ("a",)),
-            request,
-            NudgingConfig(gamma=0.5),
-            lambda *took: found.append(took),
+        nudged = Nudged(
+            *pair(5, 0.9), PromptPair(("a",), ("a",)), request, NudgingConfig(gamma=0.5)
         )
+        writer = Timed(nudged, lambda *took: found.append(took))
         async with aclosing(pieces_of(writer)) as pieces:
             async for _ in pieces:
                 if not whole:
                     break
     assert len(found) == 1
-    assert found[0][0] == writer.committed
+    assert found[0][0] == nudged.committed
     assert found[0][1] > 0
 
 
@@ -344,7 +340,7 @@ def writer(registry: Registry, request: AnswerRequest, **settings) -> Writer:
 
 
 def is_verified(writer_: Writer) -> bool:
-    return isinstance(writer_, Nudged) and isinstance(writer_.base.session, CheckedSession)
+    return isinstance(writer_.writer if isinstance(writer_, Timed) else writer_, Verified)
 
 
 async def test_on_verifies_what_can_be_and_off_nothing():
@@ -371,9 +367,7 @@ async def test_auto_measures_both_ways_and_never_fails():
 async def test_eager_reads_along_where_nothing_is_verified():
     for settings in ("off", "on"):
         nudged = writer(await running(settings, eager=True), AnswerRequest(GREEDY))
-        assert isinstance(nudged, Nudged)
-        expected = CheckedSession if settings == "on" else FollowedSession
-        assert isinstance(nudged.base.session, expected)
+        assert isinstance(nudged, Verified if settings == "on" else ReadAlong)
     with pytest.raises(ConfigError, match=r"models\.pair\.eager needs two models with one"):
         await running("off", "aligned-1k", eager=True)
 

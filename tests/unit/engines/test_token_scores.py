@@ -25,8 +25,8 @@ from server.core import (
 from server.decoding.alone import Alone
 from server.decoding.mixtures import Mixed
 from server.decoding.nudged import Nudged
-from server.decoding.speculation.predraft import read_along
-from server.decoding.speculation.verify import verify
+from server.decoding.speculation.predraft import ReadAlong
+from server.decoding.speculation.verify import Verified
 from server.decoding.stream import Writer, stream
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine, scripted_text
@@ -68,18 +68,19 @@ def of_noise(seed: int, alphabet: Sequence[int] | None = None) -> ScriptedEngine
     return ScriptedEngine(EngineInfo("scripted", "noise", 512, own, (end,)), distribution)
 
 
-def nudged(base: ScriptedEngine, aligned: ScriptedEngine, request: AnswerRequest, **settings):
+def nudged(
+    base: ScriptedEngine,
+    aligned: ScriptedEngine,
+    request: AnswerRequest,
+    way: Callable[..., Nudged] = Nudged,
+    **settings,
+) -> Nudged:
     prompt = PromptPair(("a ",), ("b ",))
-    return Nudged(base, aligned, prompt, request, NudgingConfig(gamma=0.6, **settings))
+    return way(base, aligned, prompt, request, NudgingConfig(gamma=0.6, **settings))
 
 
-def way(change: Callable[[Nudged], None]) -> Callable[..., Nudged]:
-    def make(*args, **settings):
-        writer = nudged(*args, **settings)
-        change(writer)
-        return writer
-
-    return make
+def verified(*given) -> Nudged:
+    return Verified(*given, 5)
 
 
 def alone(speaker, prompt):
@@ -96,8 +97,8 @@ def mixed(base, aligned, request):
 WRITERS: dict[str, Callable[..., Writer]] = {
     "nudged": nudged,
     "ahead": lambda *args: nudged(*args, end_lookahead=4),
-    "verified": way(lambda writer: verify(writer, 5)),
-    "eager": way(read_along),
+    "verified": lambda *args: nudged(*args, way=verified),
+    "eager": lambda *args: nudged(*args, way=ReadAlong),
     "base": alone("base", ("a ",)),
     "aligned": alone("aligned", [5, 6, 7]),
     "mixed": mixed,
@@ -167,7 +168,7 @@ async def test_so_they_do_whatever_the_models_write(kind: str):
                 assert token.data in spelled  # greedy: it is the likeliest
 
 
-@pytest.mark.parametrize("way", [lambda _: None, read_along, lambda writer: verify(writer, 4)])
+@pytest.mark.parametrize("way", [Nudged, ReadAlong, verified])
 async def test_a_token_keeps_the_text_it_had_in_front_of_a_character_that_is_taken_back(way):
     own = tokenizer()
     [odd] = [i for i in range(own.size) if own.token_bytes(i) == b"str\xc3"]
@@ -178,8 +179,7 @@ async def test_a_token_keeps_the_text_it_had_in_front_of_a_character_that_is_tak
         return [(odd, sure.get(len(output), 0.1)), (7, 0.1)]
 
     base = ScriptedEngine(aligned.info, distribution)
-    writer = nudged(base, aligned, GREEDY, start="base")
-    way(writer)
+    writer = nudged(base, aligned, GREEDY, way, start="base")
     pieces, finished = await events(writer, GREEDY)
     assert "".join(piece.text for piece in pieces) == "straight"
     tokens = scored(pieces)
