@@ -48,10 +48,15 @@ def joined(prompt: PromptText) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PromptPair:
-    """The same conversation as each model reads it."""
+    """The same conversation as each model reads it.
+
+    headers: what the base model's prompt has between the turns of a conversation, as far as an
+        answer can't hold it. See `server.text.headers`.
+    """
 
     base: PromptText
     aligned: PromptText
+    headers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,9 @@ class SamplingParams:
         return penalties != (0, 0, 1)
 
 
+EndCheck = Literal["newline", "off"]
+
+
 @dataclass(frozen=True, slots=True)
 class NudgingConfig:
     """The settings of the policies; each listens to those in its row of `server.policies`.
@@ -99,6 +107,7 @@ class NudgingConfig:
     entropy: the threshold on the entropy of the base model's distribution, in nats, over 0.
     start: who writes the first word (the paper's algorithm: base; the authors' code: aligned).
     end_lookahead: tokens the aligned model looks ahead at each nudge for the end of its turn.
+    end_check: where the aligned model is asked whether it would end, besides its own turns.
     max_rounds: rounds after which an answer is cut; None: as many as the policy itself allows.
     """
 
@@ -107,6 +116,7 @@ class NudgingConfig:
     policy: Policy = DEFAULT
     start: Speaker = "aligned"
     end_lookahead: int = 0
+    end_check: EndCheck = "newline"
     max_rounds: int | None = None
 
 

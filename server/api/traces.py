@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from server.api.openai.requests import ChatRequest
 from server.api.schemas import Usage
-from server.core import FinishReason, NudgingConfig, Speaker, StopReason
+from server.core import EndCheck, FinishReason, NudgingConfig, Speaker, StopReason
 from server.decoding.whatif import Comparison, compare
 from server.policies import POLICIES, Policy, PolicySpec
 
@@ -54,6 +54,7 @@ class StoredSettings(_Part):
     policy: Policy
     start: Speaker
     end_lookahead: int = Field(ge=0)
+    end_check: EndCheck = "off"  # unknown once
     max_rounds: int | None = Field(ge=1)
 
     @property
@@ -196,6 +197,7 @@ class StoredTrace(_Part):
             self.answer.rejected,
             recorded=self.nudging.gamma,
             start=self.nudging.start,
+            end_check=self.nudging.end_check,
             gamma=gamma,
         )
 

@@ -22,7 +22,7 @@ from server.core import (
     joined,
 )
 from server.decoding.memory import Memory
-from server.engines.base import Engine, Session, Token
+from server.engines.base import Engine, Session, Token, TurnParams
 from server.text.tokenizer import Tokenizer
 
 
@@ -235,9 +235,36 @@ class Side:
 
 
 class Remembered(Side):
-    """A side whose model's next words are remembered."""
+    """A side whose model's next words are remembered.
+
+    reads: held by whoever has the session read or write while the other side's turn runs.
+    """
 
     session: Memory
+
+    def __init__(
+        self,
+        engine: Engine,
+        speaker: Speaker,
+        prompt: PromptText | TokenIds,
+        *,
+        verbatim: bool = False,
+    ) -> None:
+        super().__init__(engine, speaker, prompt, verbatim=verbatim)
+        self.reads = asyncio.Lock()
+
+    async def would_end(self, before: str, params: TurnParams) -> bool:
+        """Whether the model's likeliest token is its end, behind what was committed and some text
+        that wasn't. params: of a turn of one token."""
+        await self.session.stop()
+        async with self.reads:
+            await self.catch_up()
+            if before:
+                ids = self.tokenizer.encode_text(before)
+                token = (await self.session.check(ids, 1))[-1]
+            else:
+                token = await self.session.glance(params)
+        return token.top[0][0] in self.info.stop_ids
 
     def _open(self, engine: Engine, prompt: TokenIds) -> Memory:
         return Memory(engine.open(prompt), engine.info)

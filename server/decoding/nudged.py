@@ -13,26 +13,20 @@ The only place that knows both the policy and the engines. Does not know: OpenAI
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import replace
 
 from server.core import (
     AnswerRequest,
     NudgingConfig,
     PromptPair,
-    Rejected,
     StopReason,
     Usage,
 )
+from server.decoding.base_spans import Ahead, BaseSpans, Events
 from server.decoding.handover import Growing, Remembered, Side, close_all
 from server.decoding.rules import WORD_TOKENS, Nudging, Turn
 from server.decoding.stream import End, Output
 from server.engines.base import Engine, Token, TurnEnd, TurnParams, collect
-
-Events = AsyncGenerator[Token | TurnEnd]
-"""A turn of an engine."""
 
 
 class Nudged:
@@ -60,7 +54,7 @@ class Nudged:
         self.aligned = Remembered(aligned, "aligned", prompt.aligned, verbatim=verbatim)
         self.base.listen_to(self.aligned)
         self.aligned.listen_to(self.base)
-        self.rejected: Rejected | None = None
+        self.spans = BaseSpans(self.policy, self.base, self.aligned, prompt, request)
         self._turns = 0
         # The base model's next turn, where it runs before the aligned model's is over.
         self._ahead: Ahead | None = None
@@ -90,7 +84,7 @@ class Nudged:
             finally:
                 await close_all(self.base.session, self.aligned.session)
         assert policy.stop_reason is not None
-        return End(policy.stop_reason, self.rejected)
+        return End(policy.stop_reason, self.spans.rejected)
 
     @property
     def _guarded(self) -> bool:
@@ -124,10 +118,12 @@ class Nudged:
     ) -> TurnParams:
         self._turns += 1
         request = self.request
+        base = stop_below is not None
         # The base model's end of text is no end of the answer: it never comes too early.
-        ends = () if stop_below is not None else self.aligned.info.stop_ids
+        ends = () if base else self.aligned.info.stop_ids
         return TurnParams(
             sampling=request.sampling,
+            ends=self.base.tokenizer.turn_ids if base else (),
             stop_token_ids=request.stop_token_ids,
             not_before=request.not_before(ends, self.committed),
             grammar=request.grammar,
@@ -139,56 +135,14 @@ class Nudged:
             turn=self._turns,
         )
 
-    def _at_stop_token(self, end: TurnEnd) -> bool:
-        """Whether one of the request's ``stop_token_ids`` ended a turn."""
-        drawn = end.rejected
-        return (
-            end.reason == "stop" and drawn is not None and drawn.id in self.request.stop_token_ids
-        )
-
-    # -- the base model ----------------------------------------------------------------------
-
     async def _base_turn(self, out: Output) -> None:
-        policy = self.policy
-        growing = Growing(self.base, scores=self.request.top_logprobs is not None)
         ahead, self._ahead = self._ahead, None
-        turn = await self._base_events() if ahead is None else ahead.events()
-        async with aclosing(turn) as events:
-            async for event in events:
-                if isinstance(event, TurnEnd):
-                    self._base_ended(event)
-                    break
-                if not policy.base_token(event.id, event.top_prob, growing.take(event)):
-                    raise RuntimeError("the engine took a token under γ")  # its contract, 3
-                if (piece := growing.whole()) is not None:
-                    out.emit(piece)
-                    if out.full:
-                        await out.room()
-                if policy.turn is not Turn.BASE:
-                    break
-        if (piece := growing.rest()) is not None:
-            out.emit(piece)
+        await self.spans.add(await self._base_events() if ahead is None else ahead.events(), out)
 
     async def _base_events(self) -> Events:
-        """A turn of the base model, up to where it gives way."""
+        """A turn of the base model, up to where it is uncertain."""
         await self.base.catch_up()
         return self.base.session.generate(self._turn(self.left, stop_below=self.policy.gamma))
-
-    def _base_ended(self, end: TurnEnd) -> None:
-        if end.reason == "length":
-            self.policy.out_of_room("context" if self.base.room <= 0 else "length")
-        elif self._at_stop_token(end):
-            self.policy.out_of_room("stop_token")
-        else:
-            token = end.rejected
-            if token is None:
-                self.rejected = None
-            else:
-                text = self.base.tokenizer.token_text(token.id)
-                self.rejected = Rejected(text, token.top_prob)
-            self.policy.base_stopped()
-
-    # -- the aligned model -------------------------------------------------------------------
 
     async def _aligned_turn(self, out: Output) -> None:
         """One word; or, where it looks ahead and sees its end, the whole ending.
@@ -228,8 +182,9 @@ class Nudged:
         if piece is None or not piece.text:
             self.aligned.tokens = before
             return ""
-        rejected, self.rejected = self.rejected, None
+        rejected = self.spans.take_up()
         out.emit(replace(piece, top_prob=tokens[0].top_prob, rejected=rejected))
+        self.spans.held.hear(piece.text)
         return piece.text
 
     def _after_word(self, text: str, end: TurnEnd, *, took: int, left: int) -> None:
@@ -243,7 +198,7 @@ class Nudged:
         """
         policy = self.policy
         over: StopReason | None = None
-        if self._at_stop_token(end):
+        if end.drew(self.request.stop_token_ids):
             over = "stop_token"
         elif took >= left:
             over = "length"
@@ -264,7 +219,7 @@ class Nudged:
         if goes_ahead and end.reason == "word":
             self._ahead = Ahead(await self._base_events())
         drafted = await self.aligned.session.rest()
-        if drafted is None or drafted.reason != "stop" or self._at_stop_token(drafted):
+        if drafted is None or drafted.reason != "stop" or drafted.drew(self.request.stop_token_ids):
             return False
         await self._forget_ahead()
         return True
@@ -273,24 +228,3 @@ class Nudged:
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
             await ahead.aclose()
-
-
-class Ahead:
-    """A turn that runs already. From its first event on, the engine doesn't wait for a reader."""
-
-    def __init__(self, turn: Events) -> None:
-        self._turn = turn
-        self._first = asyncio.ensure_future(anext(turn))
-
-    async def events(self) -> Events:
-        try:
-            yield await self._first
-            async for event in self._turn:
-                yield event
-        finally:
-            await self.aclose()
-
-    async def aclose(self) -> None:
-        self._first.cancel()
-        await asyncio.gather(self._first, return_exceptions=True)
-        await self._turn.aclose()

@@ -5,21 +5,28 @@ loop guards, as a pure state machine. Events go in; what to do next is read off 
 
     turn ALIGNED   the aligned model speaks     event: word() · ending() · aligned_ended()
     turn BASE      the base model speaks        event: base_token() · base_stopped()
+                   at a line's end, where `checks_ends`: the aligned model is asked for its
+                   likeliest token; if that is an end   event: ended_at_break()
     turn DONE      the answer is over           why: stop_reason
 
 The rules, all of them:
 
  1. The aligned model writes one word; then the base model speaks.
  2. The base model's tokens are committed while their top-1 probability p1 is γ or more. At the
-    first p1 < γ, or at its end of text, its token is discarded and the aligned model speaks.
- 3. Only the aligned model ends an answer: a base model has no sense of ending.
+    first p1 < γ, or at its end of text, its token is discarded and the aligned model speaks. A
+    header of its own prompt's turns ("\\nQuestion:") is its end of text too.
+ 3. Only the aligned model ends an answer: a base model has no sense of ending. Where the base
+    model is about to end a line, the aligned model is asked whether it would end there
+    (``end_check``).
  4. A *round* is one nudge (consecutive words of the aligned model) and the base span after it.
     Guards: the same round text four times running, or more than ``max_rounds`` rounds (where
     that is set), ends the answer. An empty round counts, and a word without text ends a nudge.
  5. A block of 5 to 64 tokens three times running inside one base turn counts as uncertain;
     the second time in one answer, it ends the answer.
+ 6. So does a sentence or line, or up to 6 of them, that comes twice running, whoever wrote it;
+    the third time running, it ends the answer.
 
-Rules 4 and 5 end nothing while ``guarded`` is False (OpenAI's ``ignore_eos``, ``min_tokens``, a
+Rules 4 to 6 end nothing while ``guarded`` is False (OpenAI's ``ignore_eos``, ``min_tokens``, a
 grammar), unless four rounds running had no text at all.
 
 Does not know: engines, tokenizers, asyncio, HTTP. Standard library only.
@@ -30,10 +37,9 @@ from __future__ import annotations
 from enum import Enum
 
 from server.core import NudgingConfig, StopReason
+from server.decoding.loops import RepeatedBlock, RepeatedSentences
 
 SAME_ROUNDS = 4
-BLOCK_LENGTHS = range(5, 65)
-BLOCK_REPEATS = 3
 WORD_TOKENS = 16
 """A word is never longer than this many of the aligned model's tokens."""
 
@@ -69,6 +75,13 @@ class Nudging:
         self._same_rounds = 0
         self._repetitions = 0
         self._block = RepeatedBlock()
+        self._sentences = RepeatedSentences()
+        self._checks_ends = config.end_check == "newline"
+
+    @property
+    def checks_ends(self) -> bool:
+        """Whether the aligned model is to be asked at the end of a line."""
+        return self._checks_ends and self.guarded
 
     # -- the aligned model's turn ------------------------------------------------------------
 
@@ -79,7 +92,10 @@ class Nudging:
             self._in_round = True
             self.rounds += 1
         self._round_text.append(text)
-        self._to_base()
+        if self._sentences.times(text) > 2 and self.guarded:
+            self._finish("repetition")
+        else:
+            self._to_base()
 
     def aligned_ended(self) -> None:
         """It ended its turn instead of writing a word: the answer is over (rule 3)."""
@@ -102,12 +118,12 @@ class Nudging:
             return False
         self._base_spoke = True
         self._round_text.append(text)
-        if self._block.repeats(token):
-            self._repetitions += 1
-            if self._repetitions > 1 and self.guarded:
-                self._finish("repetition")
-            else:
-                self.base_stopped()
+        block, times = self._block.repeats(token), self._sentences.times(text)
+        self._repetitions += block
+        if self.guarded and (times > 2 or (block and self._repetitions > 1)):
+            self._finish("repetition")
+        elif block or times > 1:
+            self.base_stopped()
         return True
 
     def base_stopped(self) -> None:
@@ -118,6 +134,11 @@ class Nudging:
         empty_word = self._in_round and not (self._round_text and self._round_text[-1])
         if self._base_spoke or empty_word:
             self._close_round()
+
+    def ended_at_break(self) -> None:
+        """It is about to end a line, where the aligned model would end: the answer is over."""
+        self._expect(Turn.BASE)
+        self._finish("aligned_end")
 
     # -- either ------------------------------------------------------------------------------
 
@@ -155,31 +176,3 @@ class Nudging:
     def _expect(self, turn: Turn) -> None:
         if self.turn is not turn:
             raise RuntimeError(f"event for {turn} while it is the turn of {self.turn}")
-
-
-class RepeatedBlock:
-    """Notices a block of 5 to 64 tokens that comes three times running.
-
-    A block of length n has come three times once 2n tokens in a row equalled the token n
-    before them, so one counter a length is all that is kept.
-    """
-
-    def __init__(self) -> None:
-        self._tokens: list[int] = []
-        self._runs = [0] * BLOCK_LENGTHS.stop
-
-    def repeats(self, token: int) -> bool:
-        """Take in the next token; True if a block has just come three times."""
-        tokens, runs = self._tokens, self._runs
-        tokens.append(token)
-        count = len(tokens)
-        found = False
-        for length in BLOCK_LENGTHS:
-            if length >= count:
-                break
-            if tokens[-1 - length] == token:
-                runs[length] += 1
-                found = found or runs[length] >= (BLOCK_REPEATS - 1) * length
-            else:
-                runs[length] = 0
-        return found

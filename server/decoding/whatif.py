@@ -8,8 +8,9 @@ answers are the same text, at temperature 0 and from the same models; behind it 
 A recorded position flips at γ' where
 
     rejected   the base model's token was committed, and p1 < γ'
-    taken      the base model's token was discarded, and p1 ≥ γ'. Not its end of text (an empty
-               text): there the aligned model speaks at any γ
+    taken      the base model's token was discarded, for its p1 < γ, and p1 ≥ γ'. Not its end of
+               text (an empty text), and not what it gave way at though it was sure (a turn's
+               header, a repetition): there the aligned model speaks at any γ
     asked      at γ > 1 the base model was never asked, and at γ' ≤ 1 it would be
 
 Knows: what the pieces of a policy that leaves its decisions mean. Does not know: how they came
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from server.core import Speaker
+from server.core import EndCheck, Speaker
 
 Change = Literal["rejected", "taken", "asked"]
 
@@ -92,6 +93,7 @@ def compare(
     *,
     recorded: float,
     start: Speaker,
+    end_check: EndCheck,
     gamma: float,
 ) -> Comparison:
     """Where an answer would first be another one.
@@ -101,6 +103,8 @@ def compare(
         end: what the base model would have written where the answer ended (`Finished.rejected`).
         recorded: γ of that answer.
         start: who was asked first.
+        end_check: whether the aligned model is asked where a line ends. Then it would end the
+            answer there too, though the base model went on.
         gamma: γ'.
     """
     flips: list[Flip] = []
@@ -118,17 +122,24 @@ def compare(
                     flips.append(Flip(index, "rejected", piece.text, piece.top_prob))
             elif piece.rejected is not None:
                 positions += 1
-                if _taken(piece.rejected, gamma):
+                if _taken(piece.rejected, recorded, gamma):
                     token = piece.rejected
                     flips.append(Flip(index, "taken", token.text, token.top_prob))
         if end is not None:
             positions += 1
-            if _taken(end, gamma):
+            checked = end_check == "newline" and _ends_line(pieces, end)
+            if _taken(end, recorded, gamma) and not checked:
                 flips.append(Flip(len(pieces), "taken", end.text, end.top_prob))
     same = flips[0].piece if flips else len(pieces)
     prefix = "".join(piece.text for piece in pieces[:same])
     return Comparison(gamma, tuple(flips), prefix, positions)
 
 
-def _taken(token: RecordedToken, gamma: float) -> bool:
-    return token.text != "" and token.top_prob >= gamma
+def _taken(token: RecordedToken, recorded: float, gamma: float) -> bool:
+    return token.text != "" and gamma <= token.top_prob < recorded
+
+
+def _ends_line(pieces: Sequence[RecordedPiece], token: RecordedToken) -> bool:
+    """Whether it would have ended a line that isn't empty, with nothing in front."""
+    last = "".join(piece.text for piece in pieces).rstrip(" \t")
+    return token.text.startswith("\n") and bool(last) and not last.endswith("\n")

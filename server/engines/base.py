@@ -121,6 +121,11 @@ class TurnEnd:
     reason: EndReason
     rejected: Token | None = None
 
+    def drew(self, stop_token_ids: Sequence[int]) -> bool:
+        """Whether one of these, a request's own, ended the turn."""
+        drawn = self.rejected
+        return self.reason == "stop" and drawn is not None and drawn.id in stop_token_ids
+
 
 EVERY_TOKEN = 2**31
 """For ``TurnParams.top``: the whole vocabulary. Slow: for what compares, not for serving."""
@@ -137,6 +142,7 @@ class TurnParams:
         engine need not compute it; in a plain turn, that is. With ``stop_below`` or ``word`` one
         is reported at least.
     turn: its number within the answer; with a seed, each turn draws its own numbers.
+    ends: tokens that end the model's text in this turn, besides the engine's ``stop_ids``.
     stop_token_ids: tokens that end the turn (reason ``stop``) besides the model's own.
     not_before: (token id, n): tokens that can't be drawn among the first n of the turn.
     grammar: what the session's text after its prompt must match. A token that it doesn't allow
@@ -149,6 +155,7 @@ class TurnParams:
     word: tuple[int, ...] | None = None
     top: int = 1
     turn: int = 0
+    ends: tuple[int, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     not_before: tuple[tuple[int, int], ...] = ()
     grammar: Grammar | None = None

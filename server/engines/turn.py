@@ -7,7 +7,8 @@ may have ended it by itself, inside; what it wanted to write there is offered al
 The rules, in their order; the first that holds ends the turn:
 
 1. ``uncertain``  p1 < ``stop_below``
-2. ``stop``       the token ends the model's text (one of the engine's ``stop_ids``)
+2. ``stop``       the token ends the model's text (one of the engine's ``stop_ids``, or of the
+                  turn's ``ends``)
 3. ``word``       the word had ended before the token
 4. ``stop``       the token is one of the request's ``stop_token_ids``
 
@@ -103,7 +104,7 @@ class Turn:
         return below is not None and p1 < below
 
     def _ends_text(self, token: int, _: float) -> bool:
-        return token in self.stop_ids
+        return token in self.stop_ids or token in self.params.ends
 
     def _is_beyond_word(self, token: int, _: float) -> bool:
         if self._word is None:

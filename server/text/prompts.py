@@ -15,7 +15,7 @@ happen.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -34,6 +34,9 @@ DEFAULT_BASE_TEMPLATE = """\
 {% endif %}{% endfor %}{% if add_generation_prompt %}Answer: {% endif %}"""
 """The paper's ``system\\nquestion\\nanswer_start``, extended to several turns. A template that
 ends in a space leaves it to the answer's first word (`server.decoding.handover`)."""
+
+CHAT = "chat"
+"""As a base model's template: the aligned model's chat template."""
 
 # A private-use character on each side of a number: no template trims, matches or produces it.
 _OPEN, _CLOSE = "\uf5d0", "\uf5d1"
@@ -67,10 +70,14 @@ class Prompts:
         aligned: Tokenizer,
         template: str | None = None,
         chat_template: str | None = None,
+        base_stops: Sequence[str] = (),
     ) -> None:
         """
         Args:
-            template: the base model's Jinja template. It sees ``system`` (text or ""),
+            base_stops: headers of turns besides those that the template has; see
+                `server.text.headers`.
+            template: the base model's Jinja template, or ``chat``: the aligned model's chat
+                template. It sees ``system`` (text or ""),
                 ``turns`` (the other messages), ``messages`` (all), ``question`` (the last
                 user's text), ``add_generation_prompt`` (whether the assistant's turn begins).
             chat_template: instead of the aligned model's own.
@@ -80,7 +87,7 @@ class Prompts:
         """
         self._base_tokenizer = base
         self._aligned_tokenizer = aligned
-        self._template = base_template(template)
+        self._template = None if template == CHAT else base_template(template)
         self._chat_template = chat_template
         self._sources = {"the base model's prompt": template or DEFAULT_BASE_TEMPLATE}
         if not (chat_template or aligned.chat.chat_template):
@@ -94,7 +101,26 @@ class Prompts:
             if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
                 cause = error.__cause__
                 raise ConfigError(f"chat_template, line {cause.lineno}: {cause.message}") from error
-        self._sources["the aligned model's chat"] = aligned.chat.get_chat_template(chat_template)
+        source = aligned.chat.get_chat_template(chat_template)
+        self._sources["the aligned model's chat"] = source
+        if self._template is None:
+            self._sources["the base model's prompt"] = source
+        self._headers = tuple(dict.fromkeys((*self._turn_headers(), *base_stops)))
+
+    def _turn_headers(self) -> Iterator[str]:
+        """What stands between two turns of the base model's prompt, in front of a turn's text: its
+        first line. That of a line's beginning begins with a line break."""
+        marks = [f"{_OPEN}{number}{_CLOSE}" for number in range(3)]
+        roles: list[Literal["user", "assistant"]] = ["user", "assistant", "user"]
+        turns = [Message(*turn) for turn in zip(roles, marks, strict=True)]
+        try:
+            texts = _MARK.split(self._render_base(turns, True))[2::2]
+        except InvalidRequest:  # it takes no such conversation
+            return
+        for text in texts:
+            if lines := text.split("\n") if text.strip() else []:
+                first = next(number for number, line in enumerate(lines) if line.strip())
+                yield ("\n" if first else "") + lines[first].strip()
 
     def render(
         self,
@@ -118,6 +144,7 @@ class Prompts:
                 end,
                 lambda guarded, opened: self._render_aligned(guarded, kwargs, opened),
             ),
+            headers=self._headers,
         )
 
     def _check_can_close(self) -> None:
@@ -130,6 +157,10 @@ class Prompts:
                 )
 
     def _render_base(self, messages: Sequence[Message], opened: bool) -> str:
+        if self._template is None:
+            text = self._render_aligned(messages, {}, opened)
+            begin = self._aligned_tokenizer.chat.bos_token  # the base model has its own
+            return text.removeprefix(begin) if begin else text
         turns = [message for message in messages if message.role != "system"]
         questions = [message.content for message in turns if message.role == "user"]
         try:

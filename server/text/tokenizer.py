@@ -28,6 +28,7 @@ import tokenizers
 
 from server.core import ConfigError, Literally, PromptText, TokenIds
 from server.text.vocabulary import (
+    TURN_TOKENS,
     byte_table,
     control_tokens,
     first_char,
@@ -51,6 +52,7 @@ class Tokenizer:
     Attributes:
         size: number of token ids.
         special_ids: ids that are never text.
+        turn_ids: ids with which turns end or begin, in the usual chat formats.
         chat: the Hugging Face tokenizer, for its chat template.
     """
 
@@ -80,6 +82,7 @@ class Tokenizer:
             each.no_padding()
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.turn_ids = tuple(i for i, token in added.items() if token.content in TURN_TOKENS)
         self._bytes = byte_table(backend, spec, self.special_ids)
         self.size = len(self._bytes)
         self._byte_ids = single_byte_ids(self._bytes, self.special_ids)

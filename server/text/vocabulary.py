@@ -15,6 +15,19 @@ from server.core import ConfigError
 
 METASPACE = "\u2581"
 
+TURN_TOKENS = frozenset(
+    {
+        # ChatML, Llama 3, Gemma, Phi, Mistral, DeepSeek and their kin: how a turn or a text ends, …
+        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>"),
+        *("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|return|>", "<|eot|>"),
+        *("<|END_OF_TURN_TOKEN|>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|endofturn|>"),
+        # … and how the next one begins
+        *("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|turn>", "<|user|>"),
+        *("<|START_OF_TURN_TOKEN|>", "<\uff5cUser\uff5c>", "[INST]", "<|start_of_role|>"),
+    }
+)
+"""Special tokens at which a base model has come to the end of its turn."""
+
 
 def control_tokens(backend: tokenizers.Tokenizer) -> set[str]:
     """The spellings that mean something else than their text.

@@ -57,14 +57,16 @@ class Reader:
         self._stopping = False
 
     async def _read(self) -> None:
-        while self._side.verbatim and not self._stopping:
-            self._written.clear()
-            await self._side.catch_up()
-            if self._stopping:
-                return
-            if not self._side.session.ahead:
-                self._side.session.begin(self._params, self._astray)
-                await self._side.session.rest()
+        side, memory = self._side, self._side.session
+        while True:
+            async with side.reads:
+                if self._stopping or not side.verbatim:
+                    return
+                self._written.clear()
+                await side.catch_up()
+                if not (self._stopping or memory.ahead):
+                    memory.begin(self._params, self._astray)
+                    await memory.rest()
             if not self._written:
                 return
 

@@ -436,7 +436,7 @@ def _sampling(
         min_p=sampling.min_p,
         seed=seed,
         max_tokens=most,
-        stop_token_ids=[*info.stop_ids, *params.stop_token_ids],
+        stop_token_ids=[*info.stop_ids, *params.ends, *params.stop_token_ids],
         logprobs=-1 if everything else reported or None,
         # Lists instead of an object for each of so many tokens: a fifth of the time.
         flat_logprobs=everything,

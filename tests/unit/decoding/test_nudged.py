@@ -231,7 +231,7 @@ async def test_what_the_base_model_wrote_ahead_of_an_ending_is_forgotten():
 async def test_special_tokens_reach_neither_the_answer_nor_the_other_model():
     base = engine(("x", 0.9))
     tokenizer = base.info.tokenizer
-    special = tokenizer.chat.convert_tokens_to_ids("<|im_start|>")
+    special = tokenizer.chat.convert_tokens_to_ids("<|bos|>")
     said = [special, *tokenizer.encode_text(" hello"), special, *tokenizer.encode_text(" you")]
 
     def distribution(prompt, output):

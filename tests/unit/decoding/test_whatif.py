@@ -36,6 +36,7 @@ def test_the_table(case: dict[str, Any]):
         case["end"] and Token(**case["end"]),
         recorded=case["recorded"],
         start=case["start"],
+        end_check=case["end_check"],
         gamma=case["gamma"],
     )
     assert json.loads(json.dumps(asdict(found))) == case["expected"]
@@ -80,14 +81,16 @@ async def written(seed: int, **settings: Any) -> tuple[list[Piece], Finished]:
     seed=st.integers(0, 10**6),
     gammas=st.tuples(st.sampled_from(GAMMAS), st.sampled_from(GAMMAS)),
     start=st.sampled_from(["base", "aligned"]),
+    end_check=st.sampled_from(["newline", "off"]),
 )
 def test_up_to_the_first_flip_the_answer_is_the_same_and_there_it_decides_otherwise(
-    seed: int, gammas: tuple[float, float], start: Any
+    seed: int, gammas: tuple[float, float], start: Any, end_check: Any
 ):
     recorded, gamma = gammas
-    old, end = asyncio.run(written(seed, gamma=recorded, start=start))
-    new, new_end = asyncio.run(written(seed, gamma=gamma, start=start))
-    found = compare(old, end.rejected, recorded=recorded, start=start, gamma=gamma)
+    asked: Any = {"start": start, "end_check": end_check}
+    old, end = asyncio.run(written(seed, gamma=recorded, **asked))
+    new, new_end = asyncio.run(written(seed, gamma=gamma, **asked))
+    found = compare(old, end.rejected, recorded=recorded, gamma=gamma, **asked)
     assert text(new).startswith(found.prefix)
     if not found.flips:
         assert [(piece.speaker, piece.text) for piece in new] == [

@@ -211,7 +211,7 @@ async def test_a_space_that_is_all_of_a_cut_first_token_waits_again():
         assert joined(scored(pieces)) == answer.encode()
         assert answer == ("Yes" if prompts == ("q ", "q ") else " Yes")
         for side, given in zip((writer.base, writer.aligned), prompts, strict=True):
-            session = side.session
+            session = getattr(side.session, "_session", side.session)
             await side.catch_up()
             assert own.decode([*session._prompt, *session._output]) == f"{given.strip()} Yes"
 

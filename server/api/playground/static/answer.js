@@ -263,7 +263,7 @@ export class Answer {
     this.comparison =
       gamma === nudging.gamma
         ? null
-        : compare(pieces, rejected, { recorded: nudging.gamma, start: nudging.start, gamma });
+        : compare(pieces, rejected, { ...nudging, recorded: nudging.gamma, gamma });
     const flips = this.comparison?.flips ?? [];
     const flipped = new Set(flips.map((flip) => flip.piece));
     const first = flips.length ? flips[0].piece : Infinity;

@@ -1,10 +1,17 @@
 // What a recorded answer says about another γ: the same function as server/decoding/whatif.py, where it is
 // explained. Both are held to tests/whatif.json.
 
-const taken = (token, gamma) => token.text !== "" && token.top_prob >= gamma;
+const taken = (token, recorded, gamma) =>
+  token.text !== "" && token.top_prob >= gamma && token.top_prob < recorded;
 
-// pieces, end: of a trace (end: its `rejected`, or null). recorded: its γ. start: its `start`.
-export function compare(pieces, end, { recorded, start, gamma }) {
+// Whether it would have ended a line that isn't empty, with nothing in front.
+function endsLine(pieces, token) {
+  const last = pieces.map((piece) => piece.text).join("").replace(/[ \t]+$/, "");
+  return token.text.startsWith("\n") && last !== "" && !last.endsWith("\n");
+}
+
+// pieces, end: of a trace (end: its `rejected`, or null). recorded: its γ. start, end_check: its own.
+export function compare(pieces, end, { recorded, start, end_check, gamma }) {
   const flips = [];
   let positions = 0;
   const flip = (piece, change, token) =>
@@ -25,12 +32,13 @@ export function compare(pieces, end, { recorded, start, gamma }) {
         if (piece.top_prob < gamma) flip(at, "rejected", piece);
       } else if (piece.rejected) {
         positions++;
-        if (taken(piece.rejected, gamma)) flip(at, "taken", piece.rejected);
+        if (taken(piece.rejected, recorded, gamma)) flip(at, "taken", piece.rejected);
       }
     });
     if (end) {
       positions++;
-      if (taken(end, gamma)) flip(pieces.length, "taken", end);
+      const checked = end_check === "newline" && endsLine(pieces, end);
+      if (taken(end, recorded, gamma) && !checked) flip(pieces.length, "taken", end);
     }
   }
   const same = flips.length ? flips[0].piece : pieces.length;
