@@ -21,7 +21,7 @@ from server.core import (
 )
 from server.decoding.alone import Alone
 from server.decoding.nudged import Nudged
-from server.decoding.strategies import Timed
+from server.decoding.speculation.verify import Timed
 from server.engines.base import ABILITIES
 from server.engines.scripted import ScriptedEngine
 from server.serving.registry import Registry
