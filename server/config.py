@@ -287,7 +287,7 @@ def _line(error: ErrorDetails) -> str:
     """Where something is wrong, and what."""
     where = [step for step in error["loc"] if step != "[key]"]
     text = re.sub(r"^Value error, ", "", error["msg"])
-    if error["type"] == "union_tag_invalid":
+    if error["type"].startswith("union_tag"):
         where.append("backend")
         text = f"Input should be {' or '.join(map(repr, BACKENDS))}"
     elif where[:1] == ["engines"]:

@@ -153,6 +153,8 @@ def test_other_variables_of_the_environment_are_left_alone(
          r"\(there are: big, small\)"),
         (GOOD.replace("{model: org/big", "{backend: tgi, model: org/big"), "engines.big.backend: "
          "Input should be 'vllm' or 'scripted'"),
+        (GOOD.replace("{model: org/big", "{backend: null, model: org/big"),
+         "engines.big.backend: Input should be 'vllm' or 'scripted'"),
         (GOOD.replace("{model: org/big", "{backend: [vllm], model: org/big"),
          "engines.big.backend: Input should be 'vllm' or 'scripted'"),
         (GOOD.replace("{model: org/big", "{backend: scripted, model: org/big"),
