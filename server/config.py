@@ -2,29 +2,29 @@
 
 Precedence: flag > environment (``NUDGE_…``, nested with ``__``: ``NUDGE_SERVER__PORT=9000``) >
 file > default. Unknown keys are errors. Knows: what can be set and which settings can't work
-together. Does not know: engines, HTTP.
+together. Does not know: what any backend sets (its row in `server.backends` says that), HTTP.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 import yaml
 from pydantic import (
-    BaseModel,
     ByteSize,
-    ConfigDict,
+    Discriminator,
     Field,
     SecretStr,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -34,91 +34,32 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from server import backends
+from server.backends import BACKENDS
 from server.core import ConfigError, NudgingConfig, SamplingParams
-from server.policies import DEFAULT, POLICIES, Policy, PolicySpec
+from server.engines.backend import EngineSettings, Frozen
+from server.policies import DEFAULT, POLICIES, EngineRole, Policy, PolicySpec
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
-
-VLLM_DEFAULT_MEMORY_SHARE = 0.92
-"""vLLM's ``gpu_memory_utilization`` where none is set: nearly the whole GPU, for one engine."""
 
 _Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s:@]+$")]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+def _backend_of(engine: Any) -> Any:
+    """By which the settings of an engine are told apart."""
+    if isinstance(engine, EngineSettings):
+        return engine.backend
+    return engine.get("backend", backends.DEFAULT) if isinstance(engine, dict) else backends.DEFAULT
 
 
-_NOT_VLLMS = frozenset(
-    {"backend", "device", "cpu_threads", "start_timeout_s", "silence_s", "resumable", "args"}
-)
-"""Settings of an engine that are no argument of vLLM's, or that hold such."""
+if TYPE_CHECKING:
+    AnyEngine = EngineSettings
+else:
+    _TAGGED = (Annotated[row.settings, Tag(name)] for name, row in BACKENDS.items())
+    AnyEngine = Annotated[Union[tuple(_TAGGED)], Discriminator(_backend_of)]  # noqa: UP007
 
 
-class EngineSettings(_Frozen):
-    """One model on one engine. All but `_NOT_VLLMS` are vLLM's engine arguments; any other of
-    them goes under ``args``."""
-
-    backend: Literal["vllm", "scripted"] = "vllm"
-    model: str
-    """A folder (relative to the config file) or a Hugging Face name."""
-    device: str | None = Field(None, coerce_numbers_to_str=True)
-    """GPU index, or several ("0,1") for tensor parallelism; "cpu"; unset: vLLM's choice."""
-    cpu_threads: int | None = Field(None, ge=1)
-    """On the CPU; unset: the cores, shared equally among the engines."""
-    start_timeout_s: float = Field(1800, gt=0)
-    silence_s: float = Field(30, gt=0)
-    """How long the engine may write nothing, for any of its answers, while it has something to
-    write; longer with prompts to read (`server.engines.silence`). Then it is dead (503), and
-    started again."""
-    resumable: bool = True
-    """Whether what an answer's turns have read stays in the engine between them."""
-    tokenizer: str | None = None
-    revision: str | None = None
-    dtype: str | None = None
-    max_model_len: int | None = Field(None, ge=16)
-    tensor_parallel_size: int | None = Field(None, ge=1)
-    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
-    kv_cache_memory_bytes: ByteSize | None = None
-    quantization: str | None = None
-    trust_remote_code: bool | None = None
-    enforce_eager: bool | None = None
-    args: dict[str, Any] = {}
-
-    def engine_args(self) -> dict[str, Any]:
-        """What goes to ``AsyncEngineArgs``."""
-        own = self.model_dump(
-            exclude=set(_NOT_VLLMS),
-            exclude_none=True,
-        )
-        if "kv_cache_memory_bytes" in own:
-            own["kv_cache_memory_bytes"] = int(own["kv_cache_memory_bytes"])
-        return {**own, **self.args}
-
-    def gpus(self) -> list[str]:
-        """The GPUs it runs on, where it runs on any."""
-        if self.device is not None:
-            return [device.strip() for device in self.device.split(",")]
-        return [str(index) for index in range(self._gpus_needed())]
-
-    def _gpus_needed(self) -> int:
-        parallel = (self.args.get(f"{kind}_parallel_size", 1) for kind in ("pipeline", "data"))
-        return math.prod((self.tensor_parallel_size or 1, *(int(size) for size in parallel)))
-
-    @model_validator(mode="after")
-    def _fits(self) -> EngineSettings:
-        twice = self.args.keys() & (type(self).model_fields.keys() - {"args"})
-        if twice:
-            raise ValueError(f"{', '.join(sorted(twice))}: set it beside args, not inside")
-        if self.device not in (None, "cpu") and len(self.gpus()) != self._gpus_needed():
-            raise ValueError(
-                f"device names {len(self.gpus())} GPUs ({self.device}), and "
-                f"tensor_parallel_size asks for {self._gpus_needed()}"
-            )
-        return self
-
-
-class NudgingSettings(_Frozen):
+class NudgingSettings(Frozen):
     """Defaults of the policies for one served model; a request's ``nudging`` overrides them."""
 
     gamma: float = Field(0.4, ge=0, allow_inf_nan=False)
@@ -132,7 +73,7 @@ class NudgingSettings(_Frozen):
         return NudgingConfig(**self.model_dump())
 
 
-class SamplingSettings(_Frozen):
+class SamplingSettings(Frozen):
     """What a request that doesn't say gets. Unset: OpenAI's defaults (temperature 1, top_p 1)."""
 
     temperature: float = Field(1.0, ge=0, le=2)
@@ -144,7 +85,7 @@ class SamplingSettings(_Frozen):
         return SamplingParams(**self.model_dump())
 
 
-class ModelSettings(_Frozen):
+class ModelSettings(Frozen):
     """A served model: a base and an aligned engine, by name, and how they work together."""
 
     base: str
@@ -171,6 +112,12 @@ class ModelSettings(_Frozen):
     """Whether the aligned model reads along while the base model writes, its next word ready."""
 
     @property
+    def engines(self) -> dict[EngineRole, str]:
+        """The names of those that it has, by role."""
+        named = ((role, getattr(self, role)) for role in get_args(EngineRole))
+        return {role: name for role, name in named if name is not None}
+
+    @property
     def own(self) -> PolicySpec:
         """The policy of a request that names none."""
         return POLICIES[self.nudging.policy]
@@ -183,7 +130,7 @@ class ModelSettings(_Frozen):
 
     def lacks(self, spec: PolicySpec) -> str | None:
         """What a policy needs and this model doesn't name; None: it has all."""
-        if all(getattr(self, role) is not None for role in spec.engines):
+        if self.engines.keys() >= set(spec.engines):
             return None
         return (
             f"the policy {spec.name!r} needs a third engine, that of the small model before it was "
@@ -197,7 +144,7 @@ class ModelSettings(_Frozen):
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
-class ServerSettings(_Frozen):
+class ServerSettings(Frozen):
     """The HTTP server: where it listens, who may ask, how much, and how long."""
 
     host: str = "127.0.0.1"
@@ -252,23 +199,15 @@ class Settings(BaseSettings):
         case_sensitive=True,  # of the file's keys; `load` reads the environment in lower case
     )
 
-    engines: dict[_Name, EngineSettings] = Field(min_length=1)
+    engines: dict[_Name, AnyEngine] = Field(min_length=1)
     models: dict[_Name, ModelSettings] = Field(min_length=1)
     server: ServerSettings = ServerSettings()
-
-    def threads(self, engine: str) -> int:
-        """How many an engine on the CPU computes with. Engines that together have more threads
-        than there are cores wait for threads that aren't running."""
-        sharing = sum(each.backend == "vllm" for each in self.engines.values())
-        own = max(1, len(os.sched_getaffinity(0)) // max(1, sharing))
-        return self.engines[engine].cpu_threads or own
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
         for name, model in self.models.items():
-            for role in ("base", "aligned", "untuned"):
-                engine = getattr(model, role)
-                if engine is not None and engine not in self.engines:
+            for role, engine in model.engines.items():
+                if engine not in self.engines:
                     known = ", ".join(self.engines)
                     raise ValueError(
                         f"models.{name}.{role}: no engine is named {engine!r} (there are: {known})"
@@ -282,32 +221,10 @@ class Settings(BaseSettings):
                         f"models.{name}.{setting}: it has no effect on the policy "
                         f"{model.own.name!r}; leave it off"
                     )
-        for message in memory_share_problems(self.engines):
-            raise ValueError(message)
+        for backend, engines in backends.grouped(self.engines):
+            for message in backend.conflicts(engines):
+                raise ValueError(message)
         return self
-
-
-def memory_share_problems(engines: Mapping[str, EngineSettings]) -> Iterator[str]:
-    """Engines that together ask for more than the whole of one GPU.
-
-    An engine that sets ``kv_cache_memory_bytes`` is sized by that and has no share.
-    """
-    shares: dict[str, dict[str, float]] = {}
-    for name, engine in engines.items():
-        if engine.backend != "vllm" or engine.device == "cpu" or engine.kv_cache_memory_bytes:
-            continue
-        share = engine.gpu_memory_utilization or VLLM_DEFAULT_MEMORY_SHARE
-        for gpu in engine.gpus():
-            shares.setdefault(gpu, {})[name] = share
-    for device, wanted in shares.items():
-        if sum(wanted.values()) > 1.0 + 1e-9:
-            asked = " + ".join(f"{name} {share:g}" for name, share in wanted.items())
-            yield (
-                f"engines on GPU {device} ask for more than all of its memory: {asked} = "
-                f"{sum(wanted.values()):g}. Set gpu_memory_utilization of each so that they sum "
-                "to 0.95 at most (in proportion to the models' sizes), or give them devices of "
-                f"their own. (Unset, an engine takes {VLLM_DEFAULT_MEMORY_SHARE:g}.)"
-            )
 
 
 def load(path: Path, **flags: Any) -> Settings:
@@ -363,12 +280,19 @@ def load(path: Path, **flags: Any) -> Settings:
     except SettingsError as error:  # an environment variable that should hold JSON
         raise ConfigError(str(error)) from error
     except ValidationError as error:
-        lines = []
-        for each in error.errors():
-            where = ".".join(str(step) for step in each["loc"] if step != "[key]")
-            text = re.sub(r"^Value error, ", "", each["msg"])
-            lines.append(f"{where}: {text}" if where else text)
-        raise ConfigError(f"{path}:\n  " + "\n  ".join(lines)) from error
+        raise ConfigError("\n  ".join((f"{path}:", *map(_line, error.errors())))) from error
+
+
+def _line(error: ErrorDetails) -> str:
+    """Where something is wrong, and what."""
+    where = [step for step in error["loc"] if step != "[key]"]
+    text = re.sub(r"^Value error, ", "", error["msg"])
+    if error["type"].startswith("union_tag"):
+        where.append("backend")
+        text = f"Input should be {' or '.join(map(repr, BACKENDS))}"
+    elif where[:1] == ["engines"]:
+        del where[2:3]  # the backend, by which the settings were told apart
+    return ": ".join(filter(None, (".".join(map(str, where)), text)))
 
 
 def _mappings(value: Any) -> Iterator[dict[str, Any]]:

@@ -48,6 +48,7 @@ class PolicySpec:
     refuses: fields of a request that it can't follow, and ``why``.
     system: its name in ``nudge eval``, behind which the ``threshold`` goes, where it has one.
     engines: of the model's configuration, which it asks.
+    distributions: engines whose probabilities of every token it reads.
     one_vocabulary: whether they must have the same tokens.
     drafts: whether a model's ``verify`` and ``eager`` can speed it up.
     stands_in: whether the aligned model may answer in its place where the base engine is dead.
@@ -61,6 +62,7 @@ class PolicySpec:
     refuses: tuple[str, ...] = ()
     why: str = ""
     engines: tuple[EngineRole, ...] = ("base", "aligned")
+    distributions: tuple[EngineRole, ...] = ()
     one_vocabulary: bool = False
     drafts: bool = False
     stands_in: bool = False
@@ -95,6 +97,7 @@ _ROWS = (
         trace="pieces",
         refuses=("response_format",),
         why="which goes by the model's whole distribution",
+        distributions=("base",),
         stands_in=True,
     ),
     PolicySpec(
@@ -114,6 +117,7 @@ _ROWS = (
         trace="pieces",
         refuses=_ADJUSTED,
         why="which is greedy",
+        distributions=("base", "aligned"),
         one_vocabulary=True,
     ),
     PolicySpec(
@@ -125,6 +129,7 @@ _ROWS = (
         refuses=_ADJUSTED,
         why="which is greedy",
         engines=("base", "aligned", "untuned"),
+        distributions=("base", "aligned", "untuned"),
         one_vocabulary=True,
     ),
 )

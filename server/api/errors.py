@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from server.core import EngineUnavailable, InvalidRequest
-from server.serving.registry import UnknownModel
+from server.serving.catalog import UnknownModel
 
 log = logging.getLogger("nudge")
 

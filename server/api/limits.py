@@ -19,7 +19,8 @@ from server.config import ServerSettings
 from server.core import ContextLengthExceeded
 from server.decoding.handover import too_long
 from server.decoding.stream import Writer
-from server.serving.registry import Registry, Served
+from server.serving.catalog import Served
+from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
 
 MESSAGE_BYTES = 64

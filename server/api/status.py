@@ -28,7 +28,8 @@ from server.api.schemas import (
     responses,
 )
 from server.policies import PolicySpec
-from server.serving.registry import Registry, Served
+from server.serving.catalog import Served
+from server.serving.registry import Registry
 from server.telemetry.metrics import Metrics
 
 

@@ -24,7 +24,8 @@ from server.api.openai.messages import (
 from server.api.schemas import Detokenized, Templated, Tokenized, responses
 from server.core import InvalidRequest, PromptPair, joined
 from server.decoding.handover import without_last_space
-from server.serving.registry import Registry, Served
+from server.serving.catalog import Served
+from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
 
 _FAILURES = (400, 401, 404, 413, 415, 503, 504)

@@ -27,7 +27,7 @@ from server.api import playground
 from server.api.observed import ObservedAnswer
 from server.core import AnswerRequest, Finished, Piece, Usage
 from server.decoding.stream import Writer
-from server.serving.registry import Served
+from server.serving.catalog import Served
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import Span, Tracing, Value

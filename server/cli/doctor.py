@@ -17,9 +17,9 @@ from rich.table import Table
 from server import config, doctor
 from server.cli.terminal import ConfigArgument, out
 from server.core import ConfigError
-from server.doctor import machine
 from server.doctor.memory import Device
-from server.doctor.report import Finding, gib
+from server.engines import machine
+from server.engines.report import Finding, gib
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 

@@ -7,8 +7,6 @@ what is measured.
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from server import config
+from server import backends, config
 from server.cli.terminal import err, out, progress, say_error
 from server.core import NudgeError
 from server.evaluation.data import Data, EvaluationError
@@ -57,12 +55,13 @@ def served_model(settings: config.Settings, name: str | None) -> str:
 def fingerprint(settings: config.Settings, setup: Setup, data: Data) -> dict[str, Any]:
     """What answers depend on. γ and the policy are told by each system's name."""
     model = settings.models[setup.model]
-    engines = [name for name in (model.base, model.aligned, model.untuned) if name is not None]
     own = model.model_dump(mode="json")
     own["nudging"] = {k: v for k, v in own["nudging"].items() if k not in ("gamma", "policy")}
     return {
         "model": {"name": setup.model, **own},
-        "engines": {name: settings.engines[name].model_dump(mode="json") for name in engines},
+        "engines": {
+            name: settings.engines[name].model_dump(mode="json") for name in model.engines.values()
+        },
         "questions": data.digest,
         "max_tokens": setup.max_tokens,
         "stop": list(setup.stop),
@@ -164,7 +163,7 @@ def totals(store: Store, names: list[str], data: Data) -> dict[str, tuple[int, i
 def _only(settings: config.Settings, name: str) -> config.Settings:
     """The configuration with one model and the engines that it needs."""
     model = settings.models[name]
-    wanted = {model.base, model.aligned, model.untuned}
+    wanted = model.engines.values()
     return settings.model_copy(
         update={
             "models": {name: model},
@@ -181,10 +180,6 @@ def _shown(model: str) -> str:
 def _machine(settings: config.Settings, setup: Setup) -> str:
     """What it ran on, in words."""
     model = settings.models[setup.model]
-    if any(settings.engines[name].backend == "scripted" for name in (model.base, model.aligned)):
-        return "scripted engines"
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()} × {torch.cuda.device_count()}"
-    return f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()})"
+    names = (model.base, model.aligned)
+    rows = [backends.of(settings.engines[name]) for name in names]
+    return ", ".join(dict.fromkeys(row.hardware() for row in rows))

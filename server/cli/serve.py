@@ -23,8 +23,8 @@ import uvloop
 from server import __version__, config, doctor
 from server.cli.terminal import ConfigOption, load, out, progress, say_error, say_warning
 from server.core import NudgeError
-from server.doctor import machine
 from server.doctor import settings as checks
+from server.engines import machine
 from server.telemetry import logs
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
         try:
             await registry.start(said)
             _say_ready(settings, listening.getsockname()[1], time.monotonic() - began)
-            await supervise(registry, said)
+            await supervise(registry.engines, settings.server, said)
         except Exception as error:
             if isinstance(error, NudgeError):
                 say_error(str(error))

@@ -37,7 +37,7 @@ def load(path: Path, **flags: object) -> config.Settings:
 
 
 def progress(settings: config.Settings, to: Console = out) -> Callable[[str, str, float], None]:
-    """Says how engines start; see `server.serving.registry.Progress`."""
+    """Says how engines start; see `server.serving.engines.Progress`."""
 
     def say(engine: str, state: str, seconds: float) -> None:
         match state:

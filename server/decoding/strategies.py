@@ -60,7 +60,7 @@ class Pair:
         spec = POLICIES[nudging.policy]
         if lacking := self.settings.lacks(spec):
             raise InvalidRequest(lacking.replace("NAME", self._name), param="nudging.policy")
-        engines = {role: living(getattr(self.settings, role)) for role in spec.engines}
+        engines = {role: living(self.settings.engines[role]) for role in spec.engines}
         return MAKERS[spec.name](Order(self, engines, prompt, request, nudging))
 
 
@@ -71,7 +71,7 @@ def _nudged(order: Order) -> Writer:
     given = base, aligned, order.prompt, order.request, order.nudging
     if not can_draft(order.request, base, aligned):
         return Nudged(*given)
-    measures = settings.verify == "auto"
+    measures = settings.verify == "auto" and "check" in base.info.abilities
     verified = faster.choose() if measures else settings.verify == "on"
     if verified:
         nudged: Nudged = Verified(*given, settings.verify_tokens)
@@ -137,5 +137,5 @@ def misfits(model: ModelSettings, tokenizers: Mapping[str, Tokenizer]) -> Iterat
 def check_fits(model: ModelSettings, spec: PolicySpec, tokenizers: Mapping[str, Tokenizer]) -> None:
     """Raises `InvalidRequest` where a policy needs one vocabulary of models that have several."""
     if spec.one_vocabulary:
-        named = [getattr(model, role) for role in spec.engines]
+        named = [model.engines[role] for role in spec.engines]
         check_vocabularies([tokenizers[name] for name in named if name in tokenizers], spec.name)

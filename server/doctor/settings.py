@@ -1,18 +1,16 @@
 """What can be wrong with a configuration by itself, before any model's files are looked at.
 
-Knows: templates, engine arguments, keys, certificates, traces. Does not know: model files, the
-machine's memory.
+Knows: templates, keys, certificates, traces. Does not know: what a backend demands of its settings,
+model files, the machine's memory.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
 
-from server import config
+from server import backends, config
 from server.api.access import Keys
 from server.core import ConfigError
-from server.doctor import machine
 from server.telemetry import tracing
 from server.text.prompts import base_template
 
@@ -25,7 +23,9 @@ def problems(settings: config.Settings) -> list[str]:
             base_template(model.base_prompt)
         except ConfigError as error:
             found.append(f"models.{name}.{error}")
-    return [*found, *_argument_problems(settings.engines), *server_problems(settings.server)]
+    for backend, engines in backends.grouped(settings.engines):
+        found += backend.problems(engines)
+    return [*found, *server_problems(settings.server)]
 
 
 def server_problems(settings: config.ServerSettings) -> list[str]:
@@ -60,17 +60,3 @@ def _check_certificate(settings: config.ServerSettings) -> None:
             f"server.ssl_certfile: {certificate} and its key can't be used: {reason}. Both must "
             "be PEM; an encrypted key needs server.ssl_keyfile_password"
         ) from None
-
-
-def _argument_problems(engines: Mapping[str, config.EngineSettings]) -> list[str]:
-    """Engine arguments that vLLM doesn't have, or no vLLM at all."""
-    asked = {name: each for name, each in engines.items() if each.backend == "vllm"}
-    try:
-        known = machine.engine_args() if asked else frozenset()
-    except ImportError:
-        return ["vLLM is not installed: make the environment with scripts/env"]
-    return [
-        f"engines.{name}.args: vLLM has no engine argument {arg!r}"
-        for name, engine in asked.items()
-        for arg in sorted(engine.engine_args().keys() - known)
-    ]

@@ -33,7 +33,7 @@ import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal, Protocol, overload
+from typing import Literal, Protocol, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -182,12 +182,26 @@ class TurnParams:
         return self.sampling.greedy and not self.adjusted
 
 
+Ability = Literal[
+    "adjust",  # penalties, bias and `TurnParams.not_before`
+    "grammar",  # `TurnParams.grammar`
+    "check",  # `Session.check`
+    "score",  # `Session.score`
+    "distribution",  # `EVERY_TOKEN` of a position
+]
+"""What the contract lets an engine lack. What needs it is refused where it isn't there
+(`server.serving.needs`), so no session is asked for it."""
+
+ABILITIES: frozenset[Ability] = frozenset(get_args(Ability))
+
+
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What is fixed about an engine.
 
     context_length: ids a session can hold, prompt included.
     stop_ids: tokens that end the model's text, the forced stop's own first.
+    abilities: that it has.
     """
 
     name: str
@@ -195,6 +209,7 @@ class EngineInfo:
     context_length: int
     tokenizer: Tokenizer
     stop_ids: tuple[int, ...]
+    abilities: frozenset[Ability] = ABILITIES
 
 
 class Session(Protocol):

@@ -12,10 +12,17 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
 
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
+from server.engines import hub
+from server.engines.backend import Backend, EngineSettings, Examined
 from server.engines.base import UNKNOWN, EngineInfo, Token, TurnEnd, TurnParams
+from server.engines.machine import Machine
+from server.engines.report import Notes
 from server.engines.turn import Turn
 from server.text.grammar.follow import Follower, Vocabulary
 from server.text.tokenizer import Tokenizer
@@ -289,3 +296,32 @@ def _draw(
             break
         reached += weight
     return draws.choices(kept[:count], weights[:count])[0][0]
+
+
+class ScriptedSettings(EngineSettings):
+    """``model``: a folder with the tokenizer. ``args``: of `ScriptedEngine.from_folder`."""
+
+    backend: Literal["scripted"] = "scripted"
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+async def _start(name: str, settings: ScriptedSettings, _: int) -> ScriptedEngine:
+    return ScriptedEngine.from_folder(name, settings.model, **settings.args)
+
+
+def _examine(
+    engines: Mapping[str, ScriptedSettings], _: Machine, __: int, notes: Notes
+) -> dict[str, Examined]:
+    notes.warn("engines", f"{', '.join(engines)}: scripted, they play a text", "For tests alone")
+    found = {}
+    for name, engine in engines.items():
+        where = f"engines.{name}"
+        found[name] = Examined(context=int(engine.args.get("context_length", 2048)))
+        with notes.catching(where):
+            folder = hub.locate(engine.model)
+            found[name].tokenizer = tokenizer = hub.tokenizer(folder)
+            found[name].ends = hub.ends(where, folder, None, tokenizer, notes)
+    return found
+
+
+SCRIPTED = Backend(ScriptedSettings, _start, _examine, lambda: "scripted engines")

@@ -10,8 +10,9 @@ import asyncio
 import logging
 import time
 
+from server.config import ServerSettings
 from server.core import EngineUnavailable, NudgeError
-from server.serving.registry import Progress, Registry
+from server.serving.engines import Engines, Progress
 
 log = logging.getLogger("nudge")
 
@@ -30,15 +31,17 @@ class GaveUp(NudgeError):
 
 
 async def supervise(
-    registry: Registry,
+    engines: Engines,
+    settings: ServerSettings,
     progress: Progress,
     *,
     poll_s: float = POLL_S,
     steady_s: float = STEADY_S,
 ) -> None:
-    """Keep the engines of a started registry alive. Runs until it is cancelled.
+    """Keep engines that were started alive. Runs until it is cancelled.
 
     Args:
+        settings: how often, and after which pause, a dead one is started again.
         progress: is told of each start, as at the first one.
         poll_s, steady_s: see `POLL_S`, `STEADY_S`.
 
@@ -49,28 +52,28 @@ async def supervise(
     starting = asyncio.Lock()
 
     async def keep(name: str) -> None:
-        limit = registry.settings.server.restart_limit
+        limit = settings.restart_limit
         attempts = 0
         while True:
             since = time.monotonic()
-            while registry.lives(name):  # noqa: ASYNC110  engines have no event to wait for
+            while engines.lives(name):  # noqa: ASYNC110  engines have no event to wait for
                 await asyncio.sleep(poll_s)
-            log.error("%s", await _obituary(registry, name))
+            log.error("%s", await _obituary(engines, name))
             if time.monotonic() - since >= steady_s:
                 attempts = 0
-            while not registry.lives(name):
+            while not engines.lives(name):
                 if attempts == limit:
                     raise GaveUp(
                         f"engine {name!r} is dead, and starting it again did not help "
                         f"({limit} attempts); the server ends"
                     )
-                await asyncio.sleep(_pause(attempts, registry.settings.server.restart_backoff_s))
+                await asyncio.sleep(_pause(attempts, settings.restart_backoff_s))
                 attempts += 1
                 async with starting:
                     log.warning("starting engine %r again (%d of %d)", name, attempts, limit)
-                    await _attempt(registry, name, progress)
+                    await _attempt(engines, name, progress)
 
-    keepers = [asyncio.create_task(keep(name)) for name in registry.settings.engines]
+    keepers = [asyncio.create_task(keep(name)) for name in engines.names]
     try:
         await asyncio.gather(*keepers)
     finally:
@@ -79,18 +82,18 @@ async def supervise(
         await asyncio.gather(*keepers, return_exceptions=True)
 
 
-async def _attempt(registry: Registry, name: str, progress: Progress) -> None:
+async def _attempt(engines: Engines, name: str, progress: Progress) -> None:
     try:
-        await registry.restart(name, progress)
+        await engines.restart(name, progress)
     except NudgeError as error:
         log.error("%s", error)
     except Exception:
         log.exception("engine %r could not be started again", name)
 
 
-async def _obituary(registry: Registry, name: str) -> str:
+async def _obituary(engines: Engines, name: str) -> str:
     try:
-        await registry.engines[name].check_health()
+        await engines[name].check_health()
     except EngineUnavailable as error:
         return str(error)
     return f"engine {name!r} died"

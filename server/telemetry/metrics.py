@@ -271,11 +271,12 @@ class EngineCollector:
         restarts = CounterMetricFamily(
             "nudge_engine_restarts", "Times it was started again.", labels=["engine"]
         )
-        for name in self._registry.settings.engines:
-            engine = self._registry.engines.get(name)
+        engines = self._registry.engines
+        for name in engines.names:
+            engine = engines.get(name)
             up.add_metric([name], int(engine is not None and engine.alive))
             running.add_metric([name], 0 if engine is None else engine.running)
-            restarts.add_metric([name], self._registry.restarts[name])
+            restarts.add_metric([name], engines.restarts[name])
         degraded = CounterMetricFamily(
             "nudge_degraded_answers",
             "Answers by the aligned model alone while the base engine was dead.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server import doctor
-from server.doctor import machine
+from server.engines import machine
 from server.serving.registry import Registry
 
 

@@ -28,7 +28,8 @@ from server.decoding.nudged import Nudged
 from server.decoding.speculation.predraft import ReadAlong
 from server.decoding.speculation.verify import Verified
 from server.decoding.stream import Writer, stream
-from server.serving.registry import Registry, Served
+from server.serving.catalog import Served
+from server.serving.registry import Registry
 from server.text.grammar.vetting import compile_schema
 
 GREEDY = SamplingParams(temperature=0)

@@ -12,10 +12,10 @@ from server.core import AnswerRequest, Finished, Piece, SamplingParams
 from server.decoding.stream import stream
 from server.engines.base import TurnParams
 from server.engines.vllm.engine import VllmEngine
-from server.engines.vllm.resumable import Capacity
+from server.engines.vllm.resumable import Capacity, ResumableRequest
 from server.serving.registry import Registry
 from tests.conftest import DEMO
-from tests.contract.conftest import GREEDY, opened, run
+from tests.contract.conftest import GREEDY, ids, opened, plain, run
 from tests.contract.test_laws import QUESTIONS, WISHES, answer, nudged, text
 
 TIGHT = f"""
@@ -129,6 +129,32 @@ async def test_a_turn_longer_than_a_grant_goes_on(registry: Registry, monkeypatc
             found.append((text(pieces), end.stop_reason, end.usage.completion_tokens))
     assert found[0] == found[1]
     assert found[0][2] == 100
+
+
+async def test_it_goes_on_in_the_request_that_it_has(registry: Registry, monkeypatch):
+    monkeypatch.setattr("server.engines.vllm.session.AHEAD", 8)
+    begun = []
+
+    class Counted(ResumableRequest):
+        def __init__(self, *args) -> None:
+            begun.append(self)
+            super().__init__(*args)
+
+    monkeypatch.setattr("server.engines.vllm.session.ResumableRequest", Counted)
+    engine = registry.engines["base"]
+    session = opened(engine, "Once")
+    unread = session.length
+    written, _ = await run(session, TurnParams(GREEDY, max_tokens=40, stop_below=0.0))
+    assert ids(written) == ids(await plain(engine, "Once", len(written)))
+    grants = -(-len(written) // 8)
+    assert grants > 2
+    assert len(begun) == 1
+    assert session.prefilled <= unread + grants - 1, "the one token that was drawn and not read"
+    # The same holds for what comes after it.
+    await session.extend(engine.info.tokenizer.encode_text(" river"))
+    await run(session, TurnParams(GREEDY, max_tokens=20, stop_below=0.0))
+    assert len(begun) == 1
+    await session.aclose()
 
 
 async def test_an_answer_fills_its_context_and_the_engine_lives(registry: Registry):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import gc
 import multiprocessing
 
 import pytest
@@ -34,6 +37,29 @@ async def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process():
     with pytest.raises(EngineUnavailable, match="did not start within 3 s"):
         await VllmEngine.start("x", ARGS, timeout_s=3)
     assert set(multiprocessing.active_children()) <= before  # other engines may just be ending
+
+
+async def test_a_start_that_is_cut_off_leaves_no_process_and_says_nothing():
+    """As by Ctrl-C. What vLLM makes of its killed process is nobody's to read."""
+    before, said = set(multiprocessing.active_children()), []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: said.append(context))
+    try:
+        start = asyncio.create_task(VllmEngine.start("x", ARGS))
+        async with asyncio.timeout(60):
+            while set(multiprocessing.active_children()) <= before:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        start.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await start
+        del start
+        for _ in range(3):
+            gc.collect()
+            await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(None)
+    assert set(multiprocessing.active_children()) <= before
+    assert not said
 
 
 async def test_extra_engine_arguments_reach_vllm():

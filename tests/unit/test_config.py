@@ -10,9 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from server import config
+from server.backends import BACKENDS
 from server.cli import app
 from server.core import ConfigError
-from server.doctor.machine import engine_args
+from server.engines.vllm.backend import OWN, VllmSettings
+from server.engines.vllm.build import engine_args
 
 CONFIGS = config.DEFAULT_CONFIG.parent
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -85,7 +87,7 @@ def test_each_engine_argument_is_one_of_vllm(path: Path) -> None:
 
 
 def test_every_engine_setting_is_an_argument_of_vllm() -> None:
-    assert config.EngineSettings.model_fields.keys() - config._NOT_VLLMS <= engine_args()
+    assert VllmSettings.model_fields.keys() - OWN <= engine_args()
     assert "modle" not in engine_args()
 
 
@@ -117,6 +119,13 @@ def test_the_environment_reaches_into_engines_and_models(
     assert settings.engines["small"].args == {"max_num_seqs": 8}
 
 
+def test_the_environment_sets_the_backend_too(write: Write, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NUDGE_ENGINES__BIG__BACKEND", "scripted")
+    monkeypatch.setenv("NUDGE_ENGINES__BIG__ARGS", '{"step_s": 1}')
+    big = config.load(write(GOOD.replace(', device: "0"', ""))).engines["big"]
+    assert (type(big), big.args) == (BACKENDS["scripted"].settings, {"step_s": 1})
+
+
 def test_other_variables_of_the_environment_are_left_alone(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +153,14 @@ def test_other_variables_of_the_environment_are_left_alone(
          r"\(there are: big, small\)"),
         (GOOD.replace("{model: org/big", "{backend: tgi, model: org/big"), "engines.big.backend: "
          "Input should be 'vllm' or 'scripted'"),
+        (GOOD.replace("{model: org/big", "{backend: null, model: org/big"),
+         "engines.big.backend: Input should be 'vllm' or 'scripted'"),
+        (GOOD.replace("{model: org/big", "{backend: [vllm], model: org/big"),
+         "engines.big.backend: Input should be 'vllm' or 'scripted'"),
+        (GOOD.replace("{model: org/big", "{backend: scripted, model: org/big"),
+         "engines.big.device: Extra inputs are not permitted"),
+        (GOOD.replace("{model: org/big, device: \"0\"}", "org/big"), "engines.big: Input should be "
+         "a valid dictionary"),
         (GOOD.replace("model: org/big, ", ""), "engines.big.model: Field required"),
         (GOOD + "server: {port: http}\n", "server.port: Input should be a valid integer"),
         (GOOD + "server: {port: 70000}\n", "server.port: .*less than or equal to 65535"),
@@ -298,9 +315,9 @@ def test_a_missing_file_is_one_clear_message(tmp_path: Path, command: list[str])
 
 def test_engines_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)))
-    settings = config.load(config.DEFAULT_CONFIG)
-    assert [settings.threads(name) for name in settings.engines] == [3, 3]
+    base = config.load(config.DEFAULT_CONFIG).engines["base"]
+    assert [base.threads(sharing) for sharing in (1, 2, 3)] == [7, 3, 2]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    assert settings.threads("base") == 1
+    assert base.threads(2) == 1
     own = config.load(config.DEFAULT_CONFIG, engines__base__cpu_threads=5)
-    assert own.threads("base") == 5
+    assert own.engines["base"].threads(2) == 5

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from server import config
-from server.doctor import machine
+from server.engines.vllm import build
 from tests.conftest import ROOT
 
 DOCKER = ROOT / "docker"
@@ -235,7 +235,7 @@ def test_the_configurations_load_and_their_gpus_are_reserved(name: str):
     assert filled(web["DEFAULT_MODELS"]) in settings.models
     assert filled(web["TASK_MODEL_EXTERNAL"]).removesuffix(":aligned") in settings.models
     assert all(model.tools == "unseen" for model in settings.models.values())
-    assert all(engine.engine_args().keys() <= machine.engine_args()
+    assert all(engine.engine_args().keys() <= build.engine_args()
                for engine in settings.engines.values())  # fmt: skip
 
 

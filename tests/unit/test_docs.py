@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from server import config
+from server.backends import BACKENDS
 from server.cli import app
 from tests.conftest import ROOT
 
@@ -112,7 +113,11 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     sorted(
         {
             key
-            for section in (config.EngineSettings, config.ModelSettings, config.ServerSettings)
+            for section in (
+                *(row.settings for row in BACKENDS.values()),
+                config.ModelSettings,
+                config.ServerSettings,
+            )
             for key in settings(section)
         }
     ),

@@ -29,7 +29,8 @@ from server.api.schemas import (
 from server.core import Grammar, Message, NudgingConfig, TokenIds
 from server.decoding.stream import Writer
 from server.policies import POLICIES
-from server.serving.registry import Registry, Served
+from server.serving.catalog import Served
+from server.serving.registry import Registry
 
 _FAILURES = (400, 401, 404, 413, 415, 429, 503, 504)
 

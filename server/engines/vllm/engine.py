@@ -117,6 +117,8 @@ class VllmEngine:
         loading = asyncio.create_task(
             asyncio.to_thread(_construct, engine_args, device, cpu_threads)
         )
+        # Where the start is given up or cut off, its failure is nobody's to hear.
+        loading.add_done_callback(lambda task: task.cancelled() or task.exception())
         started = False
         try:
             started = bool((await asyncio.wait({loading}, timeout=timeout_s))[0])

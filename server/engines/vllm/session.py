@@ -1,7 +1,8 @@
-"""A session on vLLM: how a turn becomes a request, and its outputs become tokens.
+"""A session on vLLM: which requests a turn is, and what is kept of them.
 
 Imported by `server.engines.vllm.engine` alone, which sets vLLM's environment first. Knows: vLLM's
-requests and outputs. Does not know: how an engine is started, the policy, HTTP.
+requests, as far as they run. Does not know: what they ask for (`requests`) and report (`outputs`),
+how an engine is started, the policy, HTTP.
 
 A session here is a list of ids. A turn that the engine ends by itself (at the first uncertain
 position, or after a word: a logits processor does it) goes on in one resumable request, which
@@ -15,30 +16,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from operator import itemgetter
-from typing import Any
+from collections.abc import AsyncGenerator, Iterator
 
-import numpy as np
 import vllm
 from vllm import TokensPrompt
-from vllm.logprobs import FlatLogprobs
-from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.core import EngineUnavailable, TokenIds
-from server.engines.base import (
-    EVERY_TOKEN,
-    UNKNOWN,
-    Distribution,
-    EngineInfo,
-    Token,
-    TurnEnd,
-    TurnParams,
-)
+from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
 from server.engines.silence import Watch
 from server.engines.turn import Turn, likeliest
+from server.engines.vllm import outputs, requests
 from server.engines.vllm.resumable import Capacity, ResumableRequest, Share
 from server.text.words import Part
 
@@ -90,7 +79,7 @@ class VllmSession:
         self._key = core.next_request_id()
         self._turn: AsyncGenerator[Token | TurnEnd] | None = None
         self._kept: ResumableRequest | None = None
-        self._kept_until = 0  # ids when its last turn ended
+        self._kept_until = 0  # ids that it may hold: those of its last turn, as far as they came
         self._own: AsyncGenerator[vllm.RequestOutput] | None = None  # a turn's, if not the kept
         self._ended = True  # whether the engine is through with the turn
         self._given = 0  # ids that the engine was given with the turn and has not read, as far as
@@ -116,17 +105,17 @@ class VllmSession:
             try:
                 while turn.end is None:
                     if self._ended:  # at its beginning, or as far as its request could grow
-                        outputs = await self._ask(turn.rest())
+                        events = await self._ask(turn.rest())
                     watch.waiting += 1
                     try:
-                        output = await anext(outputs)
+                        output = await anext(events)
                     except StopAsyncIteration:
                         raise EngineUnavailable(f"engine {info.name!r} broke a turn off") from None
                     finally:
                         watch.waiting -= 1
                     self._hear(output)
                     completion = output.outputs[0]
-                    tokens = _tokens(completion, top)
+                    tokens = outputs.tokens(completion, top)
                     stopped = tokens.pop() if completion.finish_reason == "stop" else None
                     for token in tokens:
                         # Rounding could let p1 and γ disagree between here and the engine; what
@@ -142,6 +131,7 @@ class VllmSession:
                     else:
                         if stopped is not None:
                             _offer_stopped(turn, stopped)
+                        self._kept_until = len(ids)
                 yield turn.end
             finally:
                 await self._turn_is_over()
@@ -158,12 +148,14 @@ class VllmSession:
         self._given = len(ids) - self._held
         core.watch.reading[self] = self._given
         if kept is not None:
-            sampling = _sampling(params, core.info, min(most, AHEAD), self._adjustment(params))
-            return kept.begin(ids[self._held :], sampling)
-        sampling = _sampling(params, core.info, most, self._adjustment(params))
+            return kept.begin(ids[self._held :], self._sampling(params, min(most, AHEAD)))
         prompt = TokensPrompt(prompt_token_ids=ids.copy())
+        sampling = self._sampling(params, most)
         self._own = core.llm.generate(prompt, sampling, core.next_request_id())
         return self._own
+
+    def _sampling(self, params: TurnParams, most: int) -> vllm.SamplingParams:
+        return requests.for_turn(params, self._core.info, most, self._prompt_length, self._key)
 
     def _hear(self, output: vllm.RequestOutput) -> None:
         """Keep account of an output of the turn that runs."""
@@ -201,7 +193,8 @@ class VllmSession:
         draft = draft[: core.info.context_length - length - 1]
         with core.at_work():
             while True:
-                output = await self._checked(draft, top)
+                sampling = requests.for_check(top, bool(draft))
+                output = await self._asked([*self._ids, *draft], sampling)
                 self.steps += 1
                 cached = output.num_cached_tokens or 0
                 self.prefilled += length + len(draft) - cached
@@ -213,29 +206,20 @@ class VllmSession:
                 draft = draft[: max(0, -(-length // size) * size - length)]
         # One entry for each id of prompt and draft: what the model says of it.
         said = [] if output.prompt_logprobs is None else output.prompt_logprobs[length:]
-        positions = _positions([*said, *output.outputs[0].logprobs])
-        return [_likeliest(logprobs, top) for logprobs in positions]
+        positions = outputs.positions([*said, *output.outputs[0].logprobs])
+        return [outputs.likeliest(logprobs, top) for logprobs in positions]
 
     async def score(self, top: int) -> list[Token]:
         core = self._core
         await self._forget()
-        sampling = vllm.SamplingParams(
-            temperature=0.0,
-            max_tokens=1,
-            prompt_logprobs=top,
-            skip_reading_prefix_cache=True,  # what is in the cache has no log probabilities
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,
-        )
         with core.at_work():
-            output = await self._asked(self._ids.copy(), sampling)
+            output = await self._asked(self._ids.copy(), requests.for_score(top))
         self.steps += 1
         self.prefilled += len(self._ids)
         assert output.prompt_logprobs is not None
-        positions = _positions(output.prompt_logprobs[1:])
+        positions = outputs.positions(output.prompt_logprobs[1:])
         return [
-            _token(number, logprobs, top)
+            outputs.token(number, logprobs, top)
             for number, logprobs in zip(self._ids[1:], positions, strict=True)
         ]
 
@@ -248,32 +232,17 @@ class VllmSession:
         watch = core.watch
         watch.reading[self] = len(ids)
         try:
-            async with contextlib.aclosing(request) as outputs:
+            async with contextlib.aclosing(request) as events:
                 with watch.waits():
-                    return await anext(outputs)
+                    return await anext(events)
         finally:
             watch.reading.pop(self, None)
-
-    async def _checked(self, draft: TokenIds, top: int) -> vllm.RequestOutput:
-        """A request that reads a draft behind the context, and draws one token."""
-        sampling = vllm.SamplingParams(
-            temperature=0.0,
-            max_tokens=1,
-            logprobs=top,
-            prompt_logprobs=top if draft else None,
-            # What is in the cache has no log probabilities. Those of the draft will do.
-            skip_reading_prefix_cache=False,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,
-        )
-        return await self._asked([*self._ids, *draft], sampling)
 
     # -- what is kept between turns ----------------------------------------------------------
 
     async def _resumable(self, params: TurnParams) -> ResumableRequest | None:
         """The request that a turn goes on in; None where it is to be one of its own."""
-        if self._share is None or not self._core.resumable or not _ends_by_itself(params):
+        if self._share is None or not self._core.resumable or not requests.ends_by_itself(params):
             return None
         await self._settle()
         read = len(self._ids)
@@ -304,29 +273,6 @@ class VllmSession:
             await kept.aclose()
         if self._share is not None:
             self._core.capacity.release(self._share)
-
-    def _adjustment(self, params: TurnParams) -> dict[str, Any]:
-        """What `server.engines.vllm.logits.Adjustment` is told in the engine's process."""
-        if not params.adjusted:
-            return {}
-        sampling = params.sampling
-        adjust: dict[str, Any] = {
-            "output_from": self._prompt_length,
-            "bias": [list(each) for each in sampling.logit_bias],
-            "not_before": [list(each) for each in params.not_before],
-        }
-        if sampling.penalized:
-            adjust["penalties"] = [
-                sampling.presence_penalty,
-                sampling.frequency_penalty,
-                sampling.repetition_penalty,
-            ]
-        if params.grammar is not None:
-            adjust["grammar"] = params.grammar.source
-            adjust["begun"] = params.grammar.begun
-            adjust["session"] = self._key
-            adjust["ends"] = list(self._core.info.stop_ids)
-        return {"nudge_adjust": adjust}
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
         if drop:
@@ -365,83 +311,3 @@ def _offer_stopped(turn: Turn, last: Token) -> None:
             turn.end = TurnEnd("word")  # the engine's choice may have been the other one
     else:
         turn.offer(last, ended=True)
-
-
-def _tokens(completion: vllm.CompletionOutput, top: int) -> list[Token]:
-    numbers, logprobs = completion.token_ids, completion.logprobs
-    if not top:
-        return [Token(number, UNKNOWN, ()) for number in numbers]
-    if isinstance(logprobs, FlatLogprobs):
-        bounds = zip(numbers, logprobs.start_indices, logprobs.end_indices, strict=True)
-        return [_with_all(number, logprobs, start, end) for number, start, end in bounds]
-    positions = zip(numbers, _positions(logprobs), strict=True)
-    return [_token(number, position, top) for number, position in positions]
-
-
-def _with_all(number: int, logprobs: FlatLogprobs, start: int, end: int) -> Token:
-    """A position with all its tokens, in front of which the one sampled is told once more."""
-    ids = np.array(logprobs.token_ids[start + 1 : end], np.int64)
-    values = np.array(logprobs.logprobs[start + 1 : end], np.float64)
-    return Token(number, logprobs.logprobs[start], Distribution(ids, values))
-
-
-def _positions(logprobs: Any) -> Iterator[dict[int, float]]:
-    """The log probability by id that vLLM reports of each position."""
-    for position in logprobs:
-        yield {number: each.logprob for number, each in position.items()}
-
-
-def _token(number: int, logprobs: Mapping[int, float], top: int) -> Token:
-    ranked = sorted(logprobs.items(), key=itemgetter(1), reverse=True)
-    return Token(number, logprobs[number], tuple(ranked[:top]))
-
-
-def _likeliest(logprobs: Mapping[int, float], top: int) -> Token:
-    return _token(max(logprobs, key=logprobs.__getitem__), logprobs, top)
-
-
-def _ends_by_itself(params: TurnParams) -> bool:
-    """Whether nothing of the turn will be in the engine that isn't in the session.
-
-    A sampled word is ended from here, when the engine has read on, and the tokens of a turn
-    without any stop may be taken back. A seeded turn needs a generator of its own, so that it
-    draws the same numbers wherever it runs; a resumable request has one for all.
-    """
-    if params.sampling.seed is not None and not params.sampling.greedy:
-        return False
-    return params.stop_below is not None or (params.word is not None and params.by_argmax)
-
-
-def _sampling(
-    params: TurnParams, info: EngineInfo, most: int, adjustment: dict[str, Any]
-) -> vllm.SamplingParams:
-    sampling = params.sampling
-    reported = params.reported
-    everything = reported >= EVERY_TOKEN
-    extra = dict(adjustment)
-    if params.stop_below is not None:
-        extra["nudge_below"] = params.stop_below
-    elif params.word is not None:
-        extra |= {"nudge_word": list(params.word), "nudge_greedy": params.by_argmax}
-    if params.stop_below is not None or params.word is not None:
-        extra["nudge_stop"] = info.stop_ids[0]
-    seed = None
-    if sampling.seed is not None and not sampling.greedy:
-        # The same seed in every turn would draw the same numbers in every turn.
-        seed = (sampling.seed * 1_000_003 + params.turn) % 2**31
-    return vllm.SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        seed=seed,
-        max_tokens=most,
-        stop_token_ids=[*info.stop_ids, *params.ends, *params.stop_token_ids],
-        logprobs=-1 if everything else reported or None,
-        # Lists instead of an object for each of so many tokens: a fifth of the time.
-        flat_logprobs=everything,
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-        extra_args=extra or None,
-        skip_clone=True,  # it is made for one turn and never changed
-    )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.config import EngineSettings, ModelSettings, Settings
+from server.config import ModelSettings, Settings
 from server.core import (
     AnswerRequest,
     ConfigError,
@@ -29,7 +29,7 @@ from server.decoding.speculation.predraft import ReadAlong
 from server.decoding.speculation.verify import Faster, Timed, Verified
 from server.decoding.stream import Writer, stream
 from server.engines.base import EngineInfo
-from server.engines.scripted import ScriptedEngine, scripted_text
+from server.engines.scripted import ScriptedEngine, ScriptedSettings, scripted_text
 from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
 from tests.conftest import DEMO, pieces_of
@@ -324,7 +324,7 @@ def test_a_bare_on_in_yaml_is_on(given_, meant):
 
 async def running(verify_: str, aligned: str = "aligned", eager: bool = False) -> Registry:
     engines = {
-        name: EngineSettings(backend="scripted", model=str(DEMO / folder))
+        name: ScriptedSettings(model=str(DEMO / folder))
         for name, folder in (("base", "aligned"), ("aligned", aligned))
     }
     models = {"pair": ModelSettings(base="base", aligned="aligned", verify=verify_, eager=eager)}

@@ -22,8 +22,10 @@ from typer.testing import CliRunner
 from server import config, doctor
 from server.cli import app
 from server.cli.doctor import size
-from server.doctor import files, machine
-from server.doctor.machine import Machine, Memory, Vllm
+from server.engines import machine
+from server.engines.machine import Machine, Memory
+from server.engines.vllm import build, weights
+from server.engines.vllm.build import Vllm
 from tests.conftest import CONFIGS, DEMO, ROOT
 from tests.unit.doctor.hub import hub
 
@@ -95,7 +97,8 @@ def test_a_good_configuration_has_no_warning(world: World):
 def test_torch_and_vllm_are_not_imported_for_the_checks_that_need_no_tokenizer():
     code = (
         "import sys, server.cli, server.doctor\n"
-        "from server.doctor import machine, settings\n"
+        "from server.doctor import settings\n"
+        "from server.engines import machine\n"
         "from server import config\n"
         "assert settings.problems(config.load(config.DEFAULT_CONFIG)) == []\n"
         "machine.look()\n"
@@ -110,13 +113,13 @@ def test_torch_and_vllm_are_not_imported_for_the_checks_that_need_no_tokenizer()
 def test_the_engine_arguments_read_off_vllms_source_are_vllms():
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    assert machine.engine_args() == {each.name for each in fields(AsyncEngineArgs)}
+    assert build.engine_args() == {each.name for each in fields(AsyncEngineArgs)}
 
 
 def test_the_build_of_vllm_is_told_as_vllm_tells_it():
     from vllm.platforms import current_platform
 
-    found = machine.installed_vllm()
+    found = build.installed()
     assert found is not None
     assert found.cpu == current_platform.is_cpu()
 
@@ -513,7 +516,7 @@ def test_more_than_the_disk_holds_is_an_error(
 ):
     world.engine()["model"] = "org/base"
     full = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1))
-    monkeypatch.setattr(files, "shutil", full)
+    monkeypatch.setattr(weights, "shutil", full)
     (error,) = told(world.report(), "error")
     assert "7.0 MiB are to be downloaded, and" in error
 

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from server.config import EngineSettings
-from server.doctor import files, memory, models
-from server.doctor.machine import Memory
-from server.doctor.memory import Device, Tenant
-from server.doctor.report import Notes
+from server.doctor import memory
+from server.doctor.memory import Device
+from server.engines.machine import Memory, Tenant
+from server.engines.report import Notes
+from server.engines.vllm import examine
+from server.engines.vllm.backend import VllmSettings
+from server.engines.vllm.weights import weigh
 
 GIB = 2**30
 
@@ -38,8 +40,8 @@ def write_shard(path: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
 def weighed(folder: Path, **settings: Any) -> int:
     """Bytes that a folder's weights take, without what its files take besides."""
     config = AutoConfig.for_model("llama", tie_word_embeddings=settings.pop("tied", False))
-    engine = EngineSettings(model=str(folder), **settings)
-    found = files.weigh("engines.x", engine, folder, config, Notes())
+    engine = VllmSettings(model=str(folder), **settings)
+    found = weigh("engines.x", engine, folder, config, Notes())
     assert found.exact
     heads = [path for path in folder.iterdir() if path.name.startswith("model")]
     return found.size - sum(8 + struct.unpack("<Q", p.read_bytes()[:8])[0] for p in heads)
@@ -87,7 +89,7 @@ def test_bytes_of_a_token_in_the_kv_cache(
     kind: str, about: dict[str, Any], settings: dict[str, Any], token: int | None
 ):
     text = AutoConfig.for_model(kind, **about).get_text_config(decoder=True)
-    assert models._token_bytes(EngineSettings(model="x", **settings), text) == token
+    assert examine._token_bytes(VllmSettings(model="x", **settings), text) == token
 
 
 @pytest.mark.parametrize(
@@ -108,13 +110,13 @@ def test_bytes_of_a_token_in_the_kv_cache(
 )  # fmt: skip
 def test_a_models_own_context(kind: str, about: dict[str, Any], longest: int | None):
     text = AutoConfig.for_model(kind, **about).get_text_config(decoder=True)
-    assert models._context("engines.x", EngineSettings(model="x"), text, Notes()) == longest
+    assert examine._context("engines.x", VllmSettings(model="x"), text, Notes()) == longest
 
 
 # -- what fits ------------------------------------------------------------------------------------
 
 LLAMA = Tenant(
-    "x", weights=13_476_831_232, exact=True, allowance=memory.GPU_ALLOWANCE, token=524_288,
+    "x", weights=13_476_831_232, exact=True, allowance=examine.GPU_ALLOWANCE, token=524_288,
     context=4096, chat=2048, given=None, sized=False,
 )  # fmt: skip
 

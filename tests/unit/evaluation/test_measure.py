@@ -190,7 +190,7 @@ def test_a_run_that_was_cut_off_goes_on(
     assert len(added) == len(set(added)) == lines, "nothing is answered twice"
     assert timeless(folder.report()) == timeless(whole)
     # A third time there is nothing to do, and no engine is needed for it.
-    monkeypatch.setattr("server.serving.registry.start_engine", None)
+    monkeypatch.setattr("server.serving.engines.start_engine", None)
     again = folder.nudge(command, *args)
     assert again.exit_code == 0
     assert "no engine is started" in again.output

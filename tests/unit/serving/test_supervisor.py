@@ -113,7 +113,9 @@ async def running(starter: Starter, config: Settings) -> AsyncIterator[Registry]
 
 @asynccontextmanager
 async def supervised(registry: Registry, **timing: float) -> AsyncIterator[asyncio.Task[None]]:
-    work = supervise(registry, lambda *_: None, **{"poll_s": 0.001, **timing})
+    work = supervise(
+        registry.engines, registry.settings.server, lambda *_: None, **{"poll_s": 0.001, **timing}
+    )
     task = asyncio.create_task(work)
     await asyncio.sleep(0.01)
     try:
@@ -140,7 +142,12 @@ async def test_a_dead_engine_is_started_again_at_once_and_the_other_is_left_alon
     told = []
     async with running(starter, settings(restart_backoff_s=60)) as registry:
         dead, other = engine(registry, "base"), engine(registry, "aligned")
-        work = supervise(registry, lambda *what: told.append(what[:2]), poll_s=0.001)
+        work = supervise(
+            registry.engines,
+            registry.settings.server,
+            lambda *what: told.append(what[:2]),
+            poll_s=0.001,
+        )
         task = asyncio.create_task(work)
         await asyncio.sleep(0.01)
         dead.dead = True
@@ -150,7 +157,7 @@ async def test_a_dead_engine_is_started_again_at_once_and_the_other_is_left_alon
         assert dead.closed == 1
         assert engine(registry, "aligned") is other
         assert not other.closed
-        assert registry.restarts == {"base": 1, "aligned": 0}
+        assert registry.engines.restarts == {"base": 1, "aligned": 0}
         assert told == [("base", "loading"), ("base", "ready")]
         assert not task.done()
         task.cancel()
@@ -159,7 +166,7 @@ async def test_a_dead_engine_is_started_again_at_once_and_the_other_is_left_alon
 async def test_how_it_died_is_logged(starter, caplog):
     async with running(starter, settings()) as registry, supervised(registry):
         engine(registry, "base").dead = True
-        await until(lambda: registry.restarts["base"])
+        await until(lambda: registry.engines.restarts["base"])
     assert "engine 'base' died (struck down)" in caplog.messages
 
 
@@ -180,7 +187,7 @@ async def test_a_start_that_fails_is_tried_again_after_a_pause_that_doubles(star
         pauses = [after - before for before, after in pairwise(times)]
         assert len(pauses) == 3
         assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08), strict=True))
-        assert registry.restarts["base"] == 1
+        assert registry.engines.restarts["base"] == 1
 
 
 def test_the_pause_is_a_minute_at_most():
@@ -204,7 +211,7 @@ async def test_it_gives_up_after_so_many_failed_starts(starter, limit: int):
         assert len(starter.of("base")) == 1 + limit
         assert len(starter.of("aligned")) == 1
         assert engine(registry, "aligned").alive
-        assert registry.restarts["base"] == 0
+        assert registry.engines.restarts["base"] == 0
 
 
 async def test_an_engine_that_dies_again_soon_was_not_helped(starter):
@@ -214,13 +221,13 @@ async def test_an_engine_that_dies_again_soon_was_not_helped(starter):
     ):
         for death in range(3):
             engine(registry, "base").dead = True
-            await until(lambda death=death: registry.restarts["base"] == death + 1)
+            await until(lambda death=death: registry.engines.restarts["base"] == death + 1)
             await asyncio.sleep(0.01)
         engine(registry, "base").dead = True
         async with asyncio.timeout(SOON):
             with pytest.raises(GaveUp):
                 await task
-        assert registry.restarts["base"] == 3
+        assert registry.engines.restarts["base"] == 3
 
 
 async def test_an_engine_that_lived_long_has_its_attempts_counted_anew(starter):
@@ -231,7 +238,7 @@ async def test_an_engine_that_lived_long_has_its_attempts_counted_anew(starter):
         for death in range(5):
             await asyncio.sleep(0.6)  # what a restart leaves behind is collected first
             engine(registry, "base").dead = True
-            await until(lambda death=death: registry.restarts["base"] == death + 1)
+            await until(lambda death=death: registry.engines.restarts["base"] == death + 1)
         assert not task.done()
 
 
@@ -243,7 +250,7 @@ async def test_two_that_die_at_once_are_started_one_after_the_other(starter):
         assert registry.state == "engine_unavailable"
         await until(lambda: registry.state == "ready")
         assert starter.most_at_once == 1
-        assert registry.restarts == {"base": 1, "aligned": 1}
+        assert registry.engines.restarts == {"base": 1, "aligned": 1}
 
 
 async def test_a_pause_of_one_engine_holds_up_no_other(starter):
@@ -255,8 +262,8 @@ async def test_a_pause_of_one_engine_holds_up_no_other(starter):
         engine(registry, "base").dead = True
         await until(lambda: len(starter.of("base")) == 2)
         engine(registry, "aligned").dead = True
-        await until(lambda: registry.lives("aligned"))
-        assert not registry.lives("base")
+        await until(lambda: registry.engines.lives("aligned"))
+        assert not registry.engines.lives("base")
 
 
 async def test_closing_while_an_engine_starts_ends_that_start(starter):

@@ -1,4 +1,5 @@
-"""Findings of three levels, each with what to do about it. Does not know: any check."""
+"""What is found before an engine is started: findings of three levels, each with what to do about
+it. Does not know: any check."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Where a model's files are, whether its weights are complete, and what they take.
+"""Whether a model's weights are complete, and what they take.
 
-Knows: folders, the hub and its cache, how the hub refuses; safetensors' headers. Downloads what
-is small (configuration and tokenizer, which the server needs anyway), never a weight. Does not
-know: what the files mean; memory.
+Knows: folders, the hub's lists and its cache; safetensors' headers. Downloads none. Does not know:
+the model's configuration; memory.
 """
 
 from __future__ import annotations
@@ -15,16 +14,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, errors, snapshot_download
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub import constants, snapshot_download
 
-from server.config import EngineSettings
 from server.core import ConfigError
-from server.doctor.report import Notes, first_line, gib
+from server.engines.hub import NOT_READ
+from server.engines.report import Notes, gib
+from server.engines.vllm.backend import VllmSettings
 
-_SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _WEIGHTS = ["*.safetensors", "*.bin", "*.pt"]
-_NOT_READ = ["*/*", "consolidated*"]  # other formats of the same
 _AGAIN = "copy or download the model again"
 
 
@@ -38,50 +35,7 @@ class Weights:
     exact: bool
 
 
-def locate(name: str, revision: str | None = None, *, code: bool = False) -> Path:
-    """The folder of a model or tokenizer, by its path or its name on the hub, with all but weights
-    in it. ``code``: with Python files. Raises `ConfigError` where it can't be had."""
-    beside = "a relative path is looked up beside the configuration file"
-    small = [*_SMALL, "*.py"] if code else _SMALL
-    if Path(name).is_dir():
-        return Path(name)
-    if name.startswith((".", "/")):
-        raise ConfigError(f"there is no folder {name}; {beside}")
-    disable_progress_bars()  # what is downloaded is small, and vLLM shows none either
-    try:  # also where it is cached: what the hub has may be newer, and vLLM would take that
-        return Path(snapshot_download(name, revision=revision, allow_patterns=small,
-                                      ignore_patterns=_NOT_READ))  # fmt: skip
-    except errors.HFValidationError as error:
-        raise ConfigError(
-            f"{name!r} is neither a folder nor a name on the hub; {beside}"
-        ) from error
-    except OSError as error:
-        raise ConfigError(_refusal(name, revision, error)) from error
-
-
-def _refusal(name: str, revision: str | None, error: OSError) -> str:
-    """Why the hub didn't give a model; and what to do."""
-    token = "set HF_TOKEN to a token of an account that may read it"
-    by_hand = (
-        f"download it where the hub can be reached (hf download {name}), into the cache "
-        f"({constants.HF_HUB_CACHE}) or a folder that the configuration names"
-    )
-    match error:
-        case errors.GatedRepoError():
-            return f"{name!r} is gated; accept its licence on its page at the hub, and {token}"
-        case errors.RevisionNotFoundError():
-            return f"{name!r} has no revision {revision!r}; look at its page at the hub"
-        case errors.RepositoryNotFoundError():
-            absent = f"there is no folder {name!r}, and the hub has no such model, or it is private"
-            return f"{absent}; check the spelling, or {token}"
-        case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
-            off = constants.HF_HUB_OFFLINE
-            why = "is switched off (HF_HUB_OFFLINE)" if off else "can't be reached"
-            return f"{name!r} is not in the cache, and the hub {why}; {by_hand}"
-    return f"{name!r} can't be had: {first_line(error)}; {by_hand}"
-
-
-def weigh(where: str, engine: EngineSettings, folder: Path, config: Any, notes: Notes) -> Weights:
+def weigh(where: str, engine: VllmSettings, folder: Path, config: Any, notes: Notes) -> Weights:
     """A model's weights. Raises `ConfigError` where they are not complete."""
     width = 4 if engine.dtype in ("float32", "float") else 2
     stored = 4 if "float32" in str(config.dtype) else 2
@@ -103,12 +57,12 @@ def weigh(where: str, engine: EngineSettings, folder: Path, config: Any, notes: 
     return found
 
 
-def _at_hub(engine: EngineSettings) -> list[Any]:
+def _at_hub(engine: VllmSettings) -> list[Any]:
     """Its weight files at the hub, and which are cached; none where the hub can't be asked."""
     folder = engine.args.get("download_dir")
     try:
         listed = snapshot_download(engine.model, revision=engine.revision, cache_dir=folder,
-                                   allow_patterns=_WEIGHTS, ignore_patterns=_NOT_READ,
+                                   allow_patterns=_WEIGHTS, ignore_patterns=NOT_READ,
                                    dry_run=True)  # fmt: skip
     except OSError:
         return []

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.config import load
-from server.serving.registry import Registry, UnknownModel
+from server.serving.catalog import UnknownModel
+from server.serving.registry import Registry
 from tests.conftest import ROOT
 
 NAMES = Registry(load(ROOT / "tests" / "scripted.yaml"))

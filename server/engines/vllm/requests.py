@@ -1,0 +1,120 @@
+"""What vLLM is asked for: the sampling parameters of a turn, a check and a score.
+
+Knows: vLLM's `SamplingParams`, and what `server.engines.vllm.processor` and `logits` read of them.
+Does not know: outputs, sessions, when a turn ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import vllm
+from vllm.sampling_params import RequestOutputKind
+
+from server.engines.base import EVERY_TOKEN, EngineInfo, TurnParams
+
+
+def for_check(top: int, drafted: bool) -> vllm.SamplingParams:
+    """Of a request that reads a draft, if there is one, behind a context, and draws one token."""
+    return vllm.SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        logprobs=top,
+        prompt_logprobs=top if drafted else None,
+        # What is in the cache has no log probabilities. Those of the draft will do.
+        skip_reading_prefix_cache=False,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
+def for_score(top: int) -> vllm.SamplingParams:
+    return vllm.SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        prompt_logprobs=top,
+        skip_reading_prefix_cache=True,  # what is in the cache has no log probabilities
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
+def ends_by_itself(params: TurnParams) -> bool:
+    """Whether nothing of the turn will be in the engine that isn't in the session.
+
+    A sampled word is ended from here, when the engine has read on, and the tokens of a turn
+    without any stop may be taken back. A seeded turn needs a generator of its own, so that it
+    draws the same numbers wherever it runs; a resumable request has one for all.
+    """
+    if params.sampling.seed is not None and not params.sampling.greedy:
+        return False
+    return params.stop_below is not None or (params.word is not None and params.by_argmax)
+
+
+def for_turn(
+    params: TurnParams, info: EngineInfo, most: int, prompt_length: int, session: str
+) -> vllm.SamplingParams:
+    """
+    Args:
+        most: tokens that the request may draw.
+        prompt_length: ids of the session's prompt, behind which penalties count.
+        session: its key, by which the engine's process tells sessions with a grammar apart.
+    """
+    sampling = params.sampling
+    reported = params.reported
+    everything = reported >= EVERY_TOKEN
+    extra = _adjustment(params, info, prompt_length, session)
+    if params.stop_below is not None:
+        extra["nudge_below"] = params.stop_below
+    elif params.word is not None:
+        extra |= {"nudge_word": list(params.word), "nudge_greedy": params.by_argmax}
+    if params.stop_below is not None or params.word is not None:
+        extra["nudge_stop"] = info.stop_ids[0]
+    seed = None
+    if sampling.seed is not None and not sampling.greedy:
+        # The same seed in every turn would draw the same numbers in every turn.
+        seed = (sampling.seed * 1_000_003 + params.turn) % 2**31
+    return vllm.SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=seed,
+        max_tokens=most,
+        stop_token_ids=[*info.stop_ids, *params.ends, *params.stop_token_ids],
+        logprobs=-1 if everything else reported or None,
+        # Lists instead of an object for each of so many tokens: a fifth of the time.
+        flat_logprobs=everything,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args=extra or None,
+        skip_clone=True,  # it is made for one turn and never changed
+    )
+
+
+def _adjustment(
+    params: TurnParams, info: EngineInfo, prompt_length: int, session: str
+) -> dict[str, Any]:
+    """What `server.engines.vllm.logits.Adjustment` is told in the engine's process."""
+    if not params.adjusted:
+        return {}
+    sampling = params.sampling
+    adjust: dict[str, Any] = {
+        "output_from": prompt_length,
+        "bias": [list(each) for each in sampling.logit_bias],
+        "not_before": [list(each) for each in params.not_before],
+    }
+    if sampling.penalized:
+        adjust["penalties"] = [
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+            sampling.repetition_penalty,
+        ]
+    if params.grammar is not None:
+        adjust["grammar"] = params.grammar.source
+        adjust["begun"] = params.grammar.begun
+        adjust["session"] = session
+        adjust["ends"] = list(info.stop_ids)
+    return {"nudge_adjust": adjust}
