@@ -6,9 +6,9 @@ again under other rules, and without --model all that was kept is shown.
 Knows: the server's HTTP API, the questions' file. Does not know: how answers are judged
 (real_judge.py), models, the policy.
 
-    python scripts/real_measure.py --model gemma-3-270m:base --model gemma-3-270m:aligned
-    python scripts/real_measure.py --model gemma-3-270m --set gamma=0.3 --set start=base
-    python scripts/real_measure.py --model gemma-3-270m --stop '\\nQuestion:' --label 'after rule B'
+    python scripts/real_measure.py --model NAME:base --model NAME:aligned
+    python scripts/real_measure.py --model NAME --set gamma=0.3 --set start=base
+    python scripts/real_measure.py --model NAME --stop '\\nQuestion:' --label '2026-11-26'
 """
 
 from __future__ import annotations

@@ -126,12 +126,13 @@ def convert(gguf: Path, into: Path) -> None:
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config
     model.save_pretrained(into)
+    template = tokenizer.chat_template
     # A class that takes the tokenizer as it is: Gemma's own makes it anew from the vocabulary.
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         model_max_length=model.config.max_position_embeddings,
-        chat_template=tokenizer.chat_template,
         **tokenizer.special_tokens_map,
+        **({"chat_template": template} if template else {}),
     ).save_pretrained(into, save_jinja_files=False)
 
 

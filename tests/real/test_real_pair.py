@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import CONFIGS, ROOT, serve
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
-NAME = "gemma-3-270m"
+NAME = "gemma-3-270m--smollm2-135m"
 QUESTION = "What is the capital of France?"
 
 
