@@ -3,8 +3,8 @@
 Knows: prompts, and what is to be written and reported. Does not know: HTTP, how a dialect names or
 limits its fields, who answers.
 
-Where a field has to be named (in a refusal), it has its name in OpenAI's chat completions, or
-vLLM's there.
+Where a field has to be named (in a refusal), it has the name that OpenAI or vLLM gave it. A dialect
+in which it has another one translates it (`Dialect.error`).
 """
 
 from __future__ import annotations
@@ -32,16 +32,15 @@ _SAMPLING = frozenset(each.name for each in fields(SamplingParams))
 class Chat:
     """A conversation, to be answered.
 
-    kwargs: of the chat template. end: how the prompts made of it end. field: the request's, which
-    holds it.
+    kwargs: of the chat template. end: how the prompts made of it end.
     """
 
     messages: Sequence[Message]
     kwargs: Mapping[str, Any] | None = None
     end: PromptEnd = "open"
     tools: Tools | None = None
-    field: str = "messages"
 
+    field = "messages"
     count = 1
 
     @property
@@ -70,14 +69,14 @@ class Texts:
     """Raw prompts, to be continued: texts or token ids.
 
     bos: whether a text is behind the tokenizer's BOS. echo: whether a prompt's text goes in front
-    of its answers. field: see `Chat`.
+    of its answers.
     """
 
     prompts: Sequence[str | TokenIds]
     bos: bool = True
     echo: bool = False
-    field: str = "prompt"
 
+    field = "prompt"
     begun = ""
 
     @property

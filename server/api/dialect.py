@@ -76,4 +76,4 @@ class Dialect(Protocol):
         `ApiError`."""
 
     def error(self, failure: ApiError) -> Json:
-        """A failure as it is shown."""
+        """A failure as it is shown. Its ``param`` names a field as `server.api.ask` does."""

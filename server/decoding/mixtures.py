@@ -113,8 +113,7 @@ class Mixed:
     async def write(self, out: Output) -> End:
         decoder = self._tokenizer.decoder()
         speaker: Speaker = "base"
-        # Of the piece being made:
-        said, count, scored, markers = "", 0, list[ScoredToken](), list[tuple[int, str]]()
+        said, count, scored = "", 0, list[ScoredToken]()  # of the piece being made
         try:
             while self._ended is None:
                 if self.committed >= self.request.limit:
@@ -140,8 +139,6 @@ class Mixed:
                 if self._ended is None:
                     self._tokens[speaker] += 1
                     count += 1
-                    if (marker := self._tokenizer.marker(token)) is not None:
-                        markers.append((len(said), marker))
                     said += await self._commit(token, speaker, decoder.push(token))
                 nudge = speaker == "aligned" and (before == "base" or not self._rounds)
                 rejected = None
@@ -150,14 +147,12 @@ class Mixed:
                     rejected = Rejected(self._tokenizer.token_text(base.top[0][0]), base.top_prob)
                 if said and not decoder.pending:
                     own = base if speaker == "base" else aligned
-                    made = (tuple(scored), tuple(markers))
-                    out.emit(Piece(said, speaker, own.top_prob, count, rejected, *made))
+                    out.emit(Piece(said, speaker, own.top_prob, count, rejected, tuple(scored)))
                     if out.full:
                         await out.room()
-                    said, count, scored, markers = "", 0, [], []
-            if said or scored or markers:  # the end, or tokens of a character that isn't whole
-                made = (tuple(scored), tuple(markers))
-                out.emit(Piece(said, speaker, 1.0, count, None, *made))
+                    said, count, scored = "", 0, []
+            if said or scored:  # the end, or tokens of a character that was not finished
+                out.emit(Piece(said, speaker, 1.0, count, scored=tuple(scored)))
             return End(self._ended)
         finally:
             await close_all(*(context.session for context in self.contexts))
