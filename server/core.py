@@ -158,6 +158,8 @@ class Piece:
     tokens: how many of the speaker's tokens it took.
     rejected: at the first piece of a nudge, what the base model would have written.
     scored: one entry a token, where the request asked for log probabilities.
+    markers: the special tokens that were committed in it, which are no text (``<tool_call>``): the
+        offset of the character in front of which each stands, and how it is spelled, in order.
     """
 
     text: str
@@ -166,12 +168,13 @@ class Piece:
     tokens: int
     rejected: Rejected | None = None
     scored: tuple[ScoredToken, ...] = ()
+    markers: tuple[tuple[int, str], ...] = ()
 
     @property
-    def only_scores(self) -> bool:
-        """Whether it is there for tokens without text alone: a prompt's, an end, the parts of a
-        character that ``max_tokens`` cut."""
-        return bool(self.scored) and not self.text
+    def only_tokens(self) -> bool:
+        """Whether it is there for tokens without text alone: a prompt's, an end, special ones, the
+        parts of a character that ``max_tokens`` cut."""
+        return not self.text and bool(self.scored or self.markers)
 
 
 @dataclass(frozen=True, slots=True)

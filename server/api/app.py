@@ -14,11 +14,10 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
-from server.api import errors, playground, schemas, status, tokens
+from server.api import dialects, openapi, playground, routes, status, tokens
 from server.api.access import Access, Keys
 from server.api.admission import Gate
 from server.api.middleware import BodyLimit, Envelope, Failures
-from server.api.openai import routes as generation
 from server.api.watch import Watching
 from server.serving.registry import Registry
 from server.telemetry import tracing
@@ -63,7 +62,7 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
     app.state.registry = registry
     app.state.metrics = Metrics(registry)
     app.state.gate = Gate(settings)
-    errors.install(app)
+    dialects.install(app)
     # From the inside out.
     if keys:
         app.add_middleware(Access, keys=keys)
@@ -79,7 +78,7 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
         )
     app.add_middleware(Watching, metrics=app.state.metrics, tracing=traces)
     app.add_middleware(Envelope)
-    for each in (status, generation, tokens, playground):
+    for each in (status, routes, tokens, playground):
         app.include_router(each.routes(registry))
-    schemas.install(app)
+    openapi.install(app)
     return app

@@ -1,7 +1,7 @@
-"""Request bodies: bytes to a checked value.
+"""Request bodies: bytes to JSON that may be read.
 
 Knows: content types, how OpenAPI describes a body, and that a client may never finish one. Does
-not know: any route, how large a body may be (`server.api.middleware.BodyLimit`).
+not know: any route, how large a body may be (`server.api.middleware.BodyLimit`), what it asks for.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from pydantic import BaseModel
 
 from server.api import errors
 from server.api.errors import ApiError
-from server.api.limits import check_request
-from server.api.openai.requests import Generation
 
 MAX_NESTED = 100_000
 """Lists and objects in one body. Each is an object of Python's, made on the event loop."""
@@ -26,10 +24,13 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read(request: Request, model: type[Body]) -> Body:
-    """The request's body, checked; that of a request for answers also against the limits.
+    """The request's body, checked. Raises `ApiError`, ``ValidationError``."""
+    return model.model_validate_json(await json_text(request))
 
-    Raises `ApiError`, ``ValidationError``, and what `check_request` does.
-    """
+
+async def json_text(request: Request) -> bytes:
+    """The request's body: UTF-8, and no more lists and objects than a body may have. Raises
+    `ApiError`."""
     encoding = ", ".join(request.headers.getlist("content-encoding")).lower()
     if any(each.strip() not in ("", "identity") for each in encoding.split(",")):
         raise errors.unsupported_encoding(encoding)
@@ -44,10 +45,7 @@ async def read(request: Request, model: type[Body]) -> Body:
         raise errors.timed_out(limit_s) from None
     if nested(body) > MAX_NESTED:
         raise errors.too_nested(MAX_NESTED)
-    value = model.model_validate_json(_text(body))
-    if isinstance(value, Generation):
-        check_request(request, value)
-    return value
+    return _text(body)
 
 
 def nested(body: bytes) -> int:
@@ -79,7 +77,7 @@ def _text(body: bytes) -> bytes:
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
     """OpenAPI's description of a body that `read` reads.
 
-    The schemas that it refers to come along in ``$defs``; `server.api.schemas` puts them where
+    The schemas that it refers to come along in ``$defs``; `server.api.openapi` puts them where
     the references say that they are.
     """
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -17,6 +17,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api import errors
+from server.api.dialects import refusal
 from server.api.errors import ApiError
 
 HEADERS_S = 30.0
@@ -192,7 +193,7 @@ class Connection(H11Protocol):
         if self.cycle is not None:
             self.cycle.disconnected = True  # whatever the application still has to say
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            response = failure.response({"state": {}})
+            response = refusal(failure, {"state": {}})
             headers = [
                 *self.server_state.default_headers,
                 *response.raw_headers,

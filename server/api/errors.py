@@ -1,6 +1,7 @@
-"""The error contract: every failure as OpenAI's error object with its status.
+"""The error contract: every failure with its status.
 
-Knows: which status, type and code each error has. Does not know: who raises it.
+Knows: which status, kind, code and headers each error has. Does not know: who raises it, and as
+what object it is shown (`server.api.dialects`).
 """
 
 from __future__ import annotations
@@ -9,12 +10,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Scope
 
 from server.core import EngineUnavailable, InvalidRequest
 from server.serving.catalog import UnknownModel
@@ -25,7 +23,11 @@ RETRY_AFTER_S = "5"
 
 
 class ApiError(Exception):
-    """A failure as it is answered."""
+    """A failure as it is answered.
+
+    kind: OpenAI's ``type``. param: the field of the request that is wrong. code: which failure of
+    this status it is.
+    """
 
     def __init__(
         self,
@@ -39,13 +41,10 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        self.kind = kind
+        self.param = param
+        self.code = code
         self.headers = dict(headers or {})
-
-    def response(self, scope: Scope) -> JSONResponse:
-        """Leaves in the request's state: ``error``, the code, for whoever logs the request."""
-        scope["state"]["error"] = self.body["error"]["code"]
-        return JSONResponse(self.body, self.status, self.headers)
 
 
 def no_key() -> ApiError:
@@ -149,18 +148,6 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(
                 500, "the server failed to answer", kind="server_error", code="internal_error"
             )
-
-
-def install(app: FastAPI) -> None:
-    """Answer what the routes raise in the contract's shape, and FastAPI's own errors too. What
-    nobody foresaw goes on to `server.api.middleware.Failures`."""
-
-    async def handle(request: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response(request.scope)
-
-    for kind in (ApiError, ValidationError, InvalidRequest, UnknownModel, EngineUnavailable):
-        app.add_exception_handler(kind, handle)
-    app.add_exception_handler(HTTPException, handle)
 
 
 def _http_error(error: HTTPException) -> ApiError:

@@ -6,15 +6,14 @@ rendered, who waits for whom (`server.api.admission`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 from fastapi import Request
 
 from server.api.admission import Gate, Ticket
+from server.api.ask import Ask, Asked, Tools
 from server.api.errors import ApiError
-from server.api.openai.messages import Conversation
-from server.api.openai.requests import ChatRequest, CompletionRequest, Generation
 from server.config import ServerSettings
 from server.core import ContextLengthExceeded
 from server.decoding.handover import too_long
@@ -23,11 +22,8 @@ from server.serving.catalog import Served
 from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
 
-MESSAGE_BYTES = 64
-"""What a message costs beside its text, in bytes of text."""
 
-
-def check_request(request: Request, body: Generation) -> None:
+def check_request(request: Request, ask: Ask) -> None:
     """Refuse a request that can't be answered before any work is done for it: nothing is
     rendered, no text is tokenized, and no session is opened.
 
@@ -36,23 +32,23 @@ def check_request(request: Request, body: Generation) -> None:
     registry: Registry = request.app.state.registry
     gate: Gate = request.app.state.gate
     settings = registry.settings.server
-    prompts = len(body.prompts) if isinstance(body, CompletionRequest) else 1
-    answers = body.samples * prompts
+    prompts = ask.prompt.count
+    answers = ask.n * prompts
     most = min(settings.max_n, settings.max_running, settings.max_per_key or settings.max_n)
     if answers > most:
         raise ApiError(
             400,
             f"the request asks for {answers} answers; this server gives {most} at most",
-            param="prompt" if prompts > most else "n",
+            param=ask.prompt.field if prompts > most else "n",
         )
-    gate.check(answers, _key(request), body.priority or 0)
-    _check_texts(registry, body)
+    gate.check(answers, _key(request), ask.priority)
+    _check_texts(registry, ask)
 
 
-def check_tools(registry: Registry, body: Conversation, served: Served) -> None:
+def check_tools(registry: Registry, tools: Tools | None, served: Served) -> None:
     """Raises `ApiError` (400) for tools that the served model is not to pass over."""
     unseen = registry.settings.models[served.name].tools == "unseen"
-    if body.demands_tools or (body.offers_tools and not unseen):
+    if tools == "demanded" or (tools == "offered" and not unseen):
         raise ApiError(
             400, "'tools' are not supported, unless 'tool_choice' is 'none'", param="tools"
         )
@@ -65,7 +61,7 @@ def take_ticket(request: Request, answers: int, priority: int) -> Ticket:
 
 
 def check_prompts(
-    settings: ServerSettings, body: Generation, writers: Sequence[Sequence[Writer]]
+    settings: ServerSettings, prompt: Asked, writers: Sequence[Sequence[Writer]]
 ) -> None:
     """Raises `ContextLengthExceeded` for a prompt over ``max_prompt_tokens``."""
     if settings.max_prompt_tokens is None:
@@ -74,7 +70,7 @@ def check_prompts(
         usage = answers[0].usage()
         longest = max(usage.base_prompt_tokens, usage.aligned_prompt_tokens)
         if longest > settings.max_prompt_tokens:
-            raise _too_long(body, f"{longest}", settings.max_prompt_tokens)
+            raise _too_long(prompt, f"{longest}", settings.max_prompt_tokens)
 
 
 def _key(request: Request) -> str | None:
@@ -82,20 +78,20 @@ def _key(request: Request) -> str | None:
     return key
 
 
-def _check_texts(registry: Registry, body: Generation) -> None:
+def _check_texts(registry: Registry, ask: Ask) -> None:
     """Refuse what is too long by its bytes, its messages or its token ids alone.
 
     Tokenizing takes the event loop's time, so text of megabytes would hold up every answer
     only to be found too long. No token is longer than the longest of its vocabulary, so text
     of more bytes than that many of the longest ones hold can't fit.
     """
-    served = registry.resolve(body.model)
+    served = registry.resolve(ask.model)
     model = registry.settings.models[served.name]
     names = {"base": [model.base], "aligned": [model.aligned]}.get(
         served.role, [model.base, model.aligned]
     )
-    longest_text = max(text_sizes(body), default=0)
-    given = _least_tokens(body)
+    longest_text = max(ask.prompt.sizes(), default=0)
+    given = ask.prompt.least_tokens
     for name in names:
         engine = registry.engines.get(name)
         if engine is None:
@@ -107,33 +103,7 @@ def _check_texts(registry: Registry, body: Generation) -> None:
             continue
         least = max(given, longest_text // _longest_token(engine.info.tokenizer))
         if least > tokens:
-            raise _too_long(body, f"more than {least}", tokens)
-
-
-def _least_tokens(body: Generation) -> int:
-    """Of the longest prompt, whatever its text: a template puts at least a token around each
-    message, be it empty."""
-    match body:
-        case ChatRequest():
-            return len(body.messages)
-        case CompletionRequest():
-            return max((len(ids) for ids in body.prompts if isinstance(ids, list)), default=0)
-    return 0
-
-
-def text_sizes(body: Generation) -> Iterator[int]:
-    """The bytes of each prompt that is text."""
-    match body:
-        case ChatRequest():
-            yield sum(len(message.text.encode()) for message in body.messages)
-        case CompletionRequest():
-            yield from (len(text.encode()) for text in body.prompts if isinstance(text, str))
-
-
-def work(body: Generation) -> int:
-    """How much there is to render and tokenize, as if it were bytes of text."""
-    messages = len(body.messages) if isinstance(body, ChatRequest) else 1
-    return sum(text_sizes(body)) + MESSAGE_BYTES * messages
+            raise _too_long(ask.prompt, f"more than {least}", tokens)
 
 
 @lru_cache(maxsize=16)
@@ -142,8 +112,5 @@ def _longest_token(tokenizer: Tokenizer) -> int:
     return max(len(spelling.encode()) for spelling in tokenizer.chat.get_vocab())
 
 
-def _too_long(body: Generation, tokens: str, most: int) -> ContextLengthExceeded:
-    return ContextLengthExceeded(
-        too_long(most, tokens),
-        param="prompt" if isinstance(body, CompletionRequest) else "messages",
-    )
+def _too_long(prompt: Asked, tokens: str, most: int) -> ContextLengthExceeded:
+    return ContextLengthExceeded(too_long(most, tokens), param=prompt.field)

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api import errors
+from server.api.dialects import refusal
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,200}")
 
@@ -72,8 +73,8 @@ class BodyLimit:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         declared = headers.get("content-length")
         if declared is not None and int(declared) > self.most:  # h11 saw to digits
-            refusal = errors.too_large(self.most).response(scope)
-            await refusal(scope, receive, _Lingering(receive, send).send)
+            answer = refusal(errors.too_large(self.most), scope)
+            await answer(scope, receive, _Lingering(receive, send).send)
         elif "transfer-encoding" in headers:
             lingering = _Lingering(receive, send, self.most)
             await self.app(scope, lingering.receive, lingering.send)
@@ -138,4 +139,4 @@ class Failures:
         except Exception as error:
             if began or scope["type"] != "http":
                 raise  # uvicorn logs it, and cuts the connection
-            await errors.as_api_error(error).response(scope)(scope, receive, send)
+            await refusal(errors.as_api_error(error), scope)(scope, receive, send)

@@ -52,7 +52,7 @@ class ObservedAnswer:
         if isinstance(event, Finished):
             self.finished, self.end = event, now
             return
-        if event.only_scores:
+        if event.only_tokens:
             return
         self.times.append(now)
         # Without tokens it is the rest of a piece that was cut, or a policy that rewrites,

@@ -1,13 +1,13 @@
 """How answers are sent: several at once, whole or as a stream, to a client that may leave.
 
-Knows: writers, renderers, and that a client who leaves frees the engines. Does not know: which
-route asked, a rule of the policy, OpenAI's shapes.
+Knows: writers, parsers, replies, and that a client who leaves frees the engines. Does not know: a
+rule of the policy, the shape of anything that is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,17 +16,16 @@ from fastapi.responses import JSONResponse, Response
 
 from server.api import sse
 from server.api.admission import Ticket
+from server.api.ask import Ask, Chat
+from server.api.dialect import Json, Reply, Written
 from server.api.errors import as_api_error
 from server.api.limits import check_prompts, take_ticket
-from server.api.openai.render import Json, Renderer
-from server.api.openai.requests import Generation
 from server.api.watch import Watch, watching
-from server.core import AnswerRequest, Finished, Piece, Usage
-from server.decoding.stream import Channel, Event, Matches, Writer, answer, weight
+from server.core import AnswerRequest, Finished, Usage
+from server.decoding.parsing import Parser, Part, Plain
+from server.decoding.stream import Channel, Event, Item, Matches, Output, Writer, answer
 
 Result = TypeVar("Result")
-Item = tuple[int, Event, Usage | None]
-"""An event of one of the answers, and what that has cost so far, where it is asked for."""
 
 AT_ONCE = 64
 """Events that are sent in one piece at most."""
@@ -36,15 +35,18 @@ AT_ONCE = 64
 class Answers:
     """What one request asks for: for each prompt, its independent answers.
 
-    matches: see `server.decoding.stream.stream`.
+    request: see `Ask.request`.
+    matches: see `server.decoding.stream.answer`.
     echo: for each prompt, the text that goes in front of its answers.
+    parser: makes one for each answer.
     """
 
-    body: Generation
+    ask: Ask
     request: AnswerRequest
     writers: Sequence[Sequence[Writer]]
     matches: Matches
     echo: Sequence[str] | None = None
+    parser: Callable[[], Parser] = Plain
 
     @property
     def all(self) -> list[Writer]:
@@ -59,35 +61,30 @@ class Answers:
         return Usage.total([[writer.usage() for writer in writers] for writers in self.writers])
 
 
-async def respond(request: Request, answers: Answers, kind: type[Renderer]) -> Response:
-    body = answers.body
+async def respond(request: Request, answers: Answers, reply: Reply) -> Response:
+    ask = answers.ask
     settings = request.app.state.registry.settings.server
     watch = watching(request)
     watch.answering(
-        request.app.state.registry.resolve(body.model),
+        request.app.state.registry.resolve(ask.model),
         answers.request,
         answers.writers,
-        stream=bool(body.stream),
+        operation="chat" if isinstance(ask.prompt, Chat) else "text_completion",
+        stream=ask.stream,
     )
-    check_prompts(settings, body, answers.writers)
-    renderer = kind(
-        body.model,
-        trace=body.trace,
-        include_usage=body.include_usage,
-        top=answers.request.top_logprobs,
-    )
-    watch.named(renderer.id)
-    writing = Writing(answers, take_ticket(request, len(answers.all), body.priority or 0), watch)
+    check_prompts(settings, ask.prompt, answers.writers)
+    watch.named(reply.id)
+    writing = Writing(answers, take_ticket(request, len(answers.all), ask.priority), watch)
     response: Response | None = None
     try:
-        if not body.stream:
-            whole = await _unless_left(request, _whole(writing, answers, renderer))
+        if not ask.stream:
+            whole = await _unless_left(request, _whole(writing, answers, reply))
             response = Response(status_code=499) if whole is None else JSONResponse(whole)
         # What fails before anything was written has its status.
         elif await _unless_left(request, writing.begun()) is None:
             response = Response(status_code=499)  # nobody is there to read it
         else:
-            stream = _Stream(writing, answers, renderer, watch)
+            stream = _Stream(writing, answers, reply, watch)
             response = sse.EventStream(stream, keep_alive_s=settings.keep_alive_s)
         return response
     finally:
@@ -113,15 +110,21 @@ class Writing:
         return True
 
     async def _write(self, answers: Answers, ticket: Ticket, watch: Watch) -> None:
-        running = answers.body.continuous_usage
+        running = answers.ask.running_usage
         async with ticket.limit():
             await ticket.turn()
             watch.begun()
             try:
                 async with asyncio.TaskGroup() as group:
                     for index, writer in enumerate(answers.all):
-                        sink = _Sink(self._channel, index, watch, writer if running else None)
-                        group.create_task(answer(writer, answers.request, sink, answers.matches))
+                        out = Output(
+                            answers.request,
+                            self._channel,
+                            index,
+                            observe=watch.event,
+                            cost=writer.usage if running else None,
+                        )
+                        group.create_task(answer(writer, out, answers.matches))
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None  # the others were cancelled for it
 
@@ -131,53 +134,35 @@ class Writing:
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-class _Sink:
-    """Where one of the answers goes."""
-
-    def __init__(
-        self, channel: Channel[Item], index: int, watch: Watch, counted: Writer | None
-    ) -> None:
-        self._channel = channel
-        self._index = index
-        self._watch = watch
-        self._counted = counted
-        self.room = channel.room
-
-    def put(self, event: Event) -> None:
-        self._watch.event(self._index, event)
-        usage = None if self._counted is None else self._counted.usage()
-        self._channel.put((self._index, event, usage), weight(event))
-
-    @property
-    def full(self) -> bool:
-        return self._channel.full
-
-
-async def _whole(writing: Writing, answers: Answers, renderer: Renderer) -> Json:
-    pieces: list[list[Piece]] = [[] for _ in answers.all]
+async def _whole(writing: Writing, answers: Answers, reply: Reply) -> Json:
+    parsers = [answers.parser() for _ in answers.all]
+    parts: list[list[Part]] = [[] for _ in answers.all]
     ends: dict[int, Finished] = {}
     while items := await writing.take():
         for index, event, _ in items:
-            if isinstance(event, Finished):
-                ends[index] = event
-            else:
-                pieces[index].append(event)
-    choices = [
-        renderer.choice(index, written, ends[index], answers.echoed(index))
-        for index, written in enumerate(pieces)
+            for each in _parsed(parsers[index], event):
+                if isinstance(each, Finished):
+                    ends[index] = each
+                else:
+                    parts[index].append(each)
+    written = [
+        Written(each, ends[index], answers.echoed(index)) for index, each in enumerate(parts)
     ]
-    return renderer.whole(choices, answers.usage())
+    return reply.whole(written, answers.usage())
+
+
+def _parsed(parser: Parser, event: Event) -> Iterable[Part | Finished]:
+    return parser.end(event) if isinstance(event, Finished) else parser.push(event)
 
 
 class _Stream:
-    """A stream's events as bytes: chunks, or one lone error where an answer failed, then DONE."""
+    """A stream's bytes as they come; or, where an answer failed, what its dialect says to that."""
 
-    def __init__(
-        self, writing: Writing, answers: Answers, renderer: Renderer, watch: Watch
-    ) -> None:
+    def __init__(self, writing: Writing, answers: Answers, reply: Reply, watch: Watch) -> None:
         self._writing = writing
         self._answers = answers
-        self._renderer = renderer
+        self._parsers = [answers.parser() for _ in answers.all]
+        self._reply = reply
         self._watch = watch
         self._items: list[Item] = []
         self._first = True
@@ -186,38 +171,40 @@ class _Stream:
 
     async def next(self) -> bytes:
         """What there is to send now; nothing where that was all."""
-        if self._over:
-            return b""
+        frames: list[bytes] = []
+        while not frames and not self._over:  # what was written may say nothing
+            frames = await self._frames()
+        return b"".join(frames)
+
+    async def _frames(self) -> list[bytes]:
         try:
             if not self._items:
                 self._items = await self._writing.take()
             items, self._items = self._items[:AT_ONCE], self._items[AT_ONCE:]
-            chunks = [*self._beginning(items), *self._chunks(items)]
-            if items:
-                return b"".join(map(sse.event, chunks))
-            chunks += self._renderer.usage_chunks(self._answers.usage())
+            frames = [*self._beginning(items), *self._shown(items)]
+            if not items:
+                frames += self._reply.over(self._answers.usage())
+                self._over = True
+            return frames
         except Exception as error:
             # The status is out already, so the stream itself must say it.
             failure = as_api_error(error)
-            self._watch.failed(failure.body["error"]["code"] or str(failure.status))
-            chunks = [failure.body]
-        self._over = True
-        return b"".join((*map(sse.event, chunks), sse.DONE))
+            self._watch.failed(failure.code or str(failure.status))
+            self._over = True
+            return [*self._reply.failed(failure)]
 
-    def _beginning(self, items: Sequence[Item]) -> Iterator[Json]:
+    def _beginning(self, items: Sequence[Item]) -> Iterator[bytes]:
         if self._first:
             self._first = False
             for index in range(len(self._answers.all)):
                 usage = next((usage for number, _, usage in items if number == index), Usage())
-                shown = usage if self._answers.body.continuous_usage else None
-                yield from self._renderer.first_chunks(index, self._answers.echoed(index), shown)
+                shown = usage if self._answers.ask.running_usage else None
+                yield from self._reply.begins(index, self._answers.echoed(index), shown)
 
-    def _chunks(self, items: Sequence[Item]) -> Iterator[Json]:
+    def _shown(self, items: Sequence[Item]) -> Iterator[bytes]:
         for index, event, usage in items:
-            if isinstance(event, Piece):
-                yield from self._renderer.chunks(index, event, usage)
-            else:
-                yield self._renderer.last_chunk(index, event, usage)
+            for each in _parsed(self._parsers[index], event):
+                yield from self._reply.shows(index, each, usage)
 
 
 async def _unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:

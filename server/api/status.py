@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from server import __version__
 from server.api import errors
+from server.api.openapi import responses
 from server.api.schemas import (
     Health,
     ModelCard,
@@ -25,7 +26,6 @@ from server.api.schemas import (
     NotReady,
     Ready,
     Version,
-    responses,
 )
 from server.policies import PolicySpec
 from server.serving.catalog import Served

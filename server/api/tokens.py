@@ -21,7 +21,8 @@ from server.api.openai.messages import (
     TokenizeMessages,
     TokenizeRequest,
 )
-from server.api.schemas import Detokenized, Templated, Tokenized, responses
+from server.api.openapi import responses
+from server.api.schemas import Detokenized, Templated, Tokenized
 from server.core import InvalidRequest, PromptPair, joined
 from server.decoding.handover import without_last_space
 from server.serving.catalog import Served
@@ -35,7 +36,7 @@ def routes(registry: Registry) -> APIRouter:
     router = APIRouter()
 
     def prompts(served: Served, body: Conversation) -> PromptPair:
-        check_tools(registry, body, served)
+        check_tools(registry, body.tools_asked, served)
         messages = body.conversation()
         return registry.prompts(served, messages, body.chat_template_kwargs, body.prompt_end)
 

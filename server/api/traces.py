@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from server.api.openai.requests import ChatRequest
-from server.api.schemas import Usage
+from server.api.openai.chat import ChatRequest
+from server.api.openai.schemas import Usage
 from server.core import EndCheck, FinishReason, NudgingConfig, Speaker, StopReason
 from server.decoding.whatif import Comparison, compare
 from server.policies import POLICIES, Policy, PolicySpec
@@ -106,7 +106,7 @@ class StoredTrace(_Part):
         for name in _OURS:
             if name in request:
                 raise ValueError(f"{name!r} has no place in a stored request")
-        if ChatRequest.model_validate(request).samples != 1:
+        if ChatRequest.model_validate(request).n not in (None, 1):
             raise ValueError("a trace is of one answer; 'n' must be 1")
         return request
 

@@ -116,6 +116,7 @@ class Watch:
         self._writing: float | None = None
         self._error: str | None = None
         self._model: str | None = None
+        self._operation = ""
         self._answers: list[ObservedAnswer] = []
         self._writers: Sequence[Sequence[Writer]] = ()
         self._attributes: dict[str, Value] = {}
@@ -126,9 +127,12 @@ class Watch:
         request: AnswerRequest,
         writers: Sequence[Sequence[Writer]],
         *,
+        operation: str,
         stream: bool,
     ) -> None:
-        """It asks for answers: for each prompt, some. They wait for their turn."""
+        """It asks for answers: for each prompt, some. They wait for their turn. ``operation``:
+        OpenTelemetry's name for what is asked for."""
+        self._operation = operation
         self._model = served.name if served.role == "nudged" else f"{served.name}:{served.role}"
         self._writers = writers
         flat = [writer for each in writers for writer in each]
@@ -272,11 +276,10 @@ class Watch:
             attributes["error.type"] = error
         name = f"{scope['method']} {route or ''}".rstrip()
         if self._model is not None:
-            operation = "chat" if route == "/v1/chat/completions" else "text_completion"
-            name = f"{operation} {self._model}"
+            name = f"{self._operation} {self._model}"
             firsts = [answer.times[0] for answer in self._answers if answer.times]
             attributes |= {
-                "gen_ai.operation.name": operation,
+                "gen_ai.operation.name": self._operation,
                 "gen_ai.usage.input_tokens": usage.prompt_tokens,
                 "gen_ai.usage.output_tokens": usage.completion_tokens,
                 "gen_ai.response.finish_reasons": [a.reason or "" for a in self._answers],

@@ -22,7 +22,7 @@ from server.core import (
 )
 from server.decoding.handover import Growing, Side, check_fits
 from server.decoding.reference import CHUNK, ROUNDS, Ask, Completion, NoRoom, Outcome, reference
-from server.decoding.stream import End, Output, Pieces, answer
+from server.decoding.stream import End, Output, whole
 from server.engines.base import Engine, TurnEnd, TurnParams
 
 
@@ -198,8 +198,7 @@ class Referenced:
             return None
         greedy = AnswerRequest(SamplingParams(temperature=0), max_tokens=CHUNK, top_logprobs=1)
         writer = Alone(engine, ask.speaker, ids, greedy)
-        pieces = Pieces()
-        finished = await answer(writer, greedy, pieces)
+        pieces, finished = await whole(writer, greedy)
         scored = [token for piece in pieces for token in piece.scored]
         self._steps[ask.speaker] += writer.side.session.steps
         self._prefilled[ask.speaker] += writer.side.session.prefilled

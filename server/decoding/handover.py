@@ -81,6 +81,8 @@ class Side:
         self.session = self._open(engine, prompt)
         self.tokens = 0
         self.other: Side | None = None
+        # Special tokens of the answer that no piece has yet, with their offsets in the next one.
+        self.markers: list[tuple[int, str]] = []
         self._shared = False
         self._verbatim = False  # whether the other side can take `_said` as ids
         self._decoder = self.tokenizer.decoder()
@@ -95,6 +97,7 @@ class Side:
 
     def listen_to(self, other: Side) -> None:
         other.other = self
+        other.markers = self.markers
         other._shared = other.tokenizer.shares_ids_with(self.tokenizer)
         other._verbatim = other._shared
 
@@ -291,6 +294,9 @@ class Growing:
         """Commit a token; the text that it completes."""
         if self._scores:
             self._scored.append(self._side.scored(token))
+        marker = self._side.tokenizer.marker(token.id)
+        if marker is not None and not self._side.inside_character:  # there it may be taken back
+            self._side.markers.append((len(self._text), marker))
         text = self._side.take(token)
         self._text += text
         self._tokens += 1
@@ -320,13 +326,18 @@ class Growing:
         """The answer is over: what is left, all of it, and the ``token`` that ended it."""
         if self._scores and token is not None:
             self._scored.append(self._side.scored_end(token))
-        return self._piece()
+        return self._piece(last=True)
 
-    def _piece(self) -> Piece | None:
-        text, scored = self._text, tuple(self._scored)
-        piece = Piece(text, self._side.speaker, self._lowest, self._tokens, scored=scored)
+    def _piece(self, *, last: bool = False) -> Piece | None:
+        """``last``: no text follows for which markers could wait."""
+        text, scored, markers = self._text, tuple(self._scored), self._side.markers
+        taken = tuple(markers) if text or last else ()
+        del markers[: len(taken)]
+        piece = Piece(
+            text, self._side.speaker, self._lowest, self._tokens, scored=scored, markers=taken
+        )
         self._begin()
-        return piece if text or scored else None
+        return piece if text or scored or taken else None
 
 
 @lru_cache(maxsize=8)

@@ -1,14 +1,15 @@
 """An answer on its way out: pushed by whoever writes it, through one channel.
 
-    Writer ── emit(piece) ──▶ Output (stop strings) ──▶ Sink, as a rule into a Channel ── take() ──▶
+    Writer ── emit(piece) ──▶ Output (stop strings) ──▶ Channel ── take() ──▶
 
 Knows: pieces, stop strings, grammars, and that a reader may be slow. Does not know: how a writer
-comes to its pieces, engines, OpenAI's schemas.
+comes to its pieces, engines, what the text is (`server.decoding.parsing`), any API's schemas.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -28,6 +29,9 @@ from server.text.stops import StopStrings
 from server.text.tokenizer import TextOffsets
 
 Event = Piece | Finished
+Item = tuple[int, Event, Usage | None]
+"""An event of one of several answers, and what that one has cost so far, where it is asked for."""
+
 T = TypeVar("T")
 
 CHANNEL_BYTES = 2**20
@@ -52,33 +56,8 @@ class Writer(Protocol):
         """What it has cost so far."""
 
 
-class Sink(Protocol):
-    """Where an answer's events go."""
-
-    def put(self, event: Event) -> None: ...
-
-    @property
-    def full(self) -> bool: ...
-
-    async def room(self) -> None:
-        """Returns when it is not full."""
-
-
 Matches = Callable[[Grammar, str], Awaitable[bool]]
 """Whether a whole answer is one that its grammar allows."""
-
-
-class Pieces(list[Piece]):
-    """A sink for whoever wants an answer as a whole."""
-
-    full = False
-
-    def put(self, event: Event) -> None:
-        if isinstance(event, Piece):
-            self.append(event)
-
-    async def room(self) -> None:
-        return
 
 
 class _StopString(Exception):
@@ -96,10 +75,28 @@ class Output:
     the reader.
     """
 
-    def __init__(self, request: AnswerRequest, sink: Sink) -> None:
-        self._sink = sink
+    def __init__(
+        self,
+        request: AnswerRequest,
+        channel: Channel[Item],
+        index: int = 0,
+        *,
+        observe: Callable[[int, Event], None] | None = None,
+        cost: Callable[[], Usage] | None = None,
+    ) -> None:
+        """
+        Args:
+            channel: where the answer's events go, `Finished` last.
+            index: the answer's, of those of one channel.
+            observe: told of each event as it goes out.
+            cost: the answer's so far, which is to go with each event.
+        """
+        self.request = request
+        self._channel = channel
+        self._index = index
+        self._observe = observe
+        self._cost = cost
         self._matcher = StopStrings(request.stop)
-        self._min_tokens = request.min_tokens
         self._held: deque[Piece] = deque()
         self._tokens = 0
         self._written: list[str] | None = [] if request.grammar is not None else None
@@ -110,31 +107,41 @@ class Output:
         self._tokens += piece.tokens
         if self._written is not None:
             self._written.append(piece.text)
-        if not self._matcher.watches or self._tokens <= self._min_tokens:
-            self._sink.put(piece)
+        if not self._matcher.watches or self._tokens <= self.request.min_tokens:
+            self._channel.put(self._item(piece), weight(piece))
             return
         self._held.append(piece)
         free, matched = self._matcher.push(piece.text)
         for ready in _release(self._held, free):
-            self._sink.put(ready)
+            self._channel.put(self._item(ready), weight(ready))
         if matched is not None:
             raise _StopString(matched)
+
+    def _item(self, event: Event) -> Item:
+        if self._observe is not None:
+            self._observe(self._index, event)
+        return self._index, event, None if self._cost is None else self._cost()
 
     @property
     def full(self) -> bool:
         """Whether the writer is to wait for `room` before it goes on."""
-        return self._sink.full
+        return self._channel.full
 
     async def room(self) -> None:
         clock = asyncio.get_running_loop().time
         began = clock()
-        await self._sink.room()
+        await self._channel.room()
         self.waited_s += clock() - began
 
     def flush(self) -> None:
         """There is no more: what was held back is no stop string."""
         while self._held:
-            self._sink.put(self._held.popleft())
+            piece = self._held.popleft()
+            self._channel.put(self._item(piece), weight(piece))
+
+    def end(self, finished: Finished) -> None:
+        """How the answer ended."""
+        self._channel.put(self._item(finished), weight(finished))
 
     @property
     def text(self) -> str:
@@ -142,10 +149,8 @@ class Output:
         return "".join(self._written or ())
 
 
-async def answer(
-    writer: Writer, request: AnswerRequest, sink: Sink, matches: Matches | None = None
-) -> Finished:
-    """Have an answer written. Its events go to the sink, `Finished` last.
+async def answer(writer: Writer, out: Output, matches: Matches | None = None) -> Finished:
+    """Have an answer written.
 
     Args:
         matches: asked of a whole answer that has a grammar; None: not compared.
@@ -153,7 +158,7 @@ async def answer(
     Raises `InvalidRequest` where an answer ended that its grammar doesn't allow: at a place where
     nothing could follow, or at a limit of what a grammar may take.
     """
-    out = Output(request, sink)
+    grammar = out.request.grammar
     try:
         end = await writer.write(out)
     except _StopString as found:
@@ -161,10 +166,10 @@ async def answer(
     else:
         out.flush()
         ended = end.stop_reason in ("aligned_end", "end_of_text")
-        if request.grammar is not None and matches is not None and ended:
-            await _compare(request.grammar, out.text, matches)
+        if grammar is not None and matches is not None and ended:
+            await _compare(grammar, out.text, matches)
         finished = Finished(end.stop_reason, writer.usage(), rejected=end.rejected)
-    sink.put(finished)
+    out.end(finished)
     return finished
 
 
@@ -231,34 +236,27 @@ def weight(event: Event) -> int:
     """About how many bytes an event takes."""
     if isinstance(event, Finished):
         return 256
-    return 256 + len(event.text) + sum(96 + 64 * len(token.top) for token in event.scored)
+    scored = sum(96 + 64 * len(token.top) for token in event.scored)
+    return 256 + len(event.text) + scored + 128 * len(event.markers)
 
 
-class _Alone:
-    """The sink of one answer: a channel of its own."""
-
-    def __init__(self) -> None:
-        self.channel: Channel[Event] = Channel()
-        self.room = self.channel.room
-
-    def put(self, event: Event) -> None:
-        self.channel.put(event, weight(event))
-
-    @property
-    def full(self) -> bool:
-        return self.channel.full
+async def whole(writer: Writer, request: AnswerRequest) -> tuple[list[Piece], Finished]:
+    """An answer for whoever wants it at once, and nothing before that."""
+    channel: Channel[Item] = Channel(sys.maxsize)
+    finished = await answer(writer, Output(request, channel))
+    return [event for _, event, _ in await channel.take() if isinstance(event, Piece)], finished
 
 
 async def stream(
     writer: Writer, request: AnswerRequest, matches: Matches | None = None
 ) -> AsyncGenerator[Event]:
     """One answer, for whoever wants to iterate over it. See `answer`."""
-    sink = _Alone()
-    writing = asyncio.create_task(answer(writer, request, sink, matches))
-    sink.channel.close_after(writing)
+    channel: Channel[Item] = Channel()
+    writing = asyncio.create_task(answer(writer, Output(request, channel), matches))
+    channel.close_after(writing)
     try:
-        while events := await sink.channel.take():
-            for event in events:
+        while items := await channel.take():
+            for _, event, _ in items:
                 yield event
     finally:
         writing.cancel()
@@ -274,18 +272,36 @@ async def _compare(grammar: Grammar, text: str, matches: Matches) -> None:
 
 
 def _release(held: deque[Piece], free: int) -> list[Piece]:
-    """Take the first ``free`` characters off the held pieces, cutting the last one. A token goes
-    with the characters that it begins with."""
+    """Take the first ``free`` characters off the held pieces, cutting the last one."""
     ready = []
     while held and len(held[0].text) <= free:
         piece = held.popleft()
         free -= len(piece.text)
         ready.append(piece)
     if free:
-        piece, offsets = held[0], TextOffsets()
-        begun = sum(offsets.push(token.data) < free for token in piece.scored)
-        ready.append(replace(piece, text=piece.text[:free], scored=piece.scored[:begun]))
-        held[0] = replace(
-            piece, text=piece.text[free:], tokens=0, rejected=None, scored=piece.scored[begun:]
-        )
+        first, held[0] = cut(held[0], free)
+        ready.append(first)
     return ready
+
+
+def cut(piece: Piece, at: int) -> tuple[Piece, Piece]:
+    """The first ``at`` characters of a piece, and the others. A token goes with the characters that
+    it begins with, a marker with the character in front of which it stands."""
+    offsets = TextOffsets()
+    begun = sum(offsets.push(token.data) < at for token in piece.scored)
+    return (
+        replace(
+            piece,
+            text=piece.text[:at],
+            scored=piece.scored[:begun],
+            markers=tuple(each for each in piece.markers if each[0] < at),
+        ),
+        replace(
+            piece,
+            text=piece.text[at:],
+            tokens=0,
+            rejected=None,
+            scored=piece.scored[begun:],
+            markers=tuple((offset - at, text) for offset, text in piece.markers if offset >= at),
+        ),
+    )

@@ -81,7 +81,8 @@ class Tokenizer:
             each.no_truncation()
             each.no_padding()
         added = backend.get_added_tokens_decoder()
-        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._markers = {i: token.content for i, token in added.items() if token.special}
+        self.special_ids = frozenset(self._markers)
         self.turn_ids = tuple(i for i, token in added.items() if token.content in TURN_TOKENS)
         self._bytes = byte_table(backend, spec, self.special_ids)
         self.size = len(self._bytes)
@@ -190,6 +191,10 @@ class Tokenizer:
 
     def bytes_of(self, ids: Iterable[int]) -> bytes:
         return b"".join(map(self.token_bytes, ids))
+
+    def marker(self, token: int) -> str | None:
+        """How a special token is spelled; None for one that is text."""
+        return self._markers.get(token)
 
     def token_text(self, token: int) -> str:
         """One token alone, with U+FFFD for the parts of characters."""

@@ -11,7 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from server import config
-from server.api.openai.requests import ChatRequest, NudgingOptions
+from server.api.extension import NudgingOptions
+from server.api.openai.chat import ChatRequest
 from server.api.schemas import ModelNudging
 from server.api.traces import StoredSettings
 from server.config import ModelSettings, NudgingSettings

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from server.api.ask import Tools
 from server.api.fields import (
     MAX_ITEMS,
     ModelName,
@@ -128,14 +129,10 @@ class Conversation(Strict):
         return self
 
     @property
-    def offers_tools(self) -> bool:
-        """Whether the model may call some."""
-        return bool(self.tools) and self.tool_choice != "none"
-
-    @property
-    def demands_tools(self) -> bool:
-        """Whether an answer without a call would be wrong."""
-        return self.offers_tools and self.tool_choice not in (None, "auto")
+    def tools_asked(self) -> Tools | None:
+        if not self.tools or self.tool_choice == "none":
+            return None
+        return "offered" if self.tool_choice in (None, "auto") else "demanded"
 
     def conversation(self) -> list[Message]:
         return [message.message() for message in self.messages]

@@ -1,7 +1,7 @@
-"""Pieces to OpenAI's objects.
+"""What OpenAI's two dialects have in common: the parts of an answer as its objects.
 
-Knows: the shapes of chat completions, completions and their chunks, and where our trace and
-usage go in them. Does not know: how pieces come about, bytes on the wire.
+Knows: the envelope of completions and their chunks, where our trace and usage go in them, and how a
+stream ends. Does not know: how parts come about, which tokens an object reports and how.
 """
 
 from __future__ import annotations
@@ -10,11 +10,19 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
+
+from pydantic import BaseModel
 
 from server import __version__
-from server.core import Finished, Piece, Rejected, ScoredToken, Usage
-from server.text.tokenizer import TextOffsets
+from server.api import extension, sse
+from server.api.dialect import Written
+from server.api.errors import ApiError
+from server.api.openai.errors import error_body
+from server.api.openai.requests import Generation
+from server.api.openapi import responses
+from server.core import Finished, ScoredToken, Usage
+from server.decoding.parsing import Part
 
 FINGERPRINT = f"nudge-{__version__}"
 
@@ -22,7 +30,7 @@ Json = dict[str, Any]
 
 
 class Renderer(ABC):
-    """What the two completion routes have in common: the envelope of a request's answers.
+    """A request's answers, in one envelope (`server.api.dialect.Reply`).
 
     Args:
         model: the name as it was asked for.
@@ -35,6 +43,9 @@ class Renderer(ABC):
     object: str
     chunk_object: str
 
+    places: tuple[str, ...] = ("answer",)
+    """Which tokens are reported (`ScoredToken.place`)."""
+
     def __init__(self, model: str, *, trace: bool, include_usage: bool, top: int | None) -> None:
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self.model = model
@@ -43,48 +54,70 @@ class Renderer(ABC):
         self.include_usage = include_usage
         self.top = top
 
+    @classmethod
+    def of(cls, request: Generation) -> Self:
+        return cls(
+            request.model,
+            trace=request.trace,
+            include_usage=request.include_usage,
+            top=request.top,
+        )
+
+    # -- a stream ----------------------------------------------------------------------------
+
+    def begins(self, index: int, echo: str, usage: Usage | None) -> Iterable[bytes]:
+        return map(sse.event, self.first_chunks(index, echo, usage))
+
+    def shows(self, index: int, event: Part | Finished, usage: Usage | None) -> Iterable[bytes]:
+        return map(sse.event, self.chunks(index, event, usage))
+
+    def over(self, usage: Usage) -> Iterable[bytes]:
+        if self.include_usage:
+            yield sse.event(self._chunk([], usage))
+        yield sse.DONE
+
+    def failed(self, failure: ApiError) -> Iterable[bytes]:
+        return sse.event(error_body(failure)), sse.DONE
+
     def first_chunks(self, index: int, echo: str, usage: Usage | None) -> Iterator[Json]:
         """What a stream says before any text of an answer."""
         if echo:
             yield self._chunk([self._delta(index, {"content": echo}, ())], usage)
 
-    def chunks(self, index: int, piece: Piece, usage: Usage | None) -> Iterator[Json]:
-        """The stream's chunks for one piece: one, or none. ``usage``: so far, where asked."""
-        text = piece.text
-        scored = self._shown([piece])
-        traced = self._traced([piece])
-        if not (text or scored or traced):
+    def chunks(self, index: int, event: Part | Finished, usage: Usage | None) -> Iterator[Json]:
+        """The stream's chunks for one part, or the end: one, or none."""
+        if isinstance(event, Finished):
+            choice = self._delta(index, {}, ())
+            choice["finish_reason"] = event.finish_reason
+            if self.trace:
+                choice["nudging"] = {"pieces": [], **extension.outcome(event)}
+            yield self._chunk([choice], usage)
             return
-        choice = self._delta(index, {"content": text}, scored)
-        if traced:
-            choice["nudging"] = {"pieces": traced}
-        yield self._chunk([choice], usage)
+        text = event.piece.text
+        scored = self._reported([event])
+        traced = self._traced([event])
+        if text or scored or traced:
+            choice = self._delta(index, {"content": text}, scored)
+            if traced:
+                choice["nudging"] = {"pieces": traced}
+            yield self._chunk([choice], usage)
 
-    def last_chunk(self, index: int, finished: Finished, usage: Usage | None) -> Json:
-        """The end of one answer in a stream."""
-        choice = self._delta(index, {}, ())
-        choice["finish_reason"] = finished.finish_reason
+    # -- a whole answer ----------------------------------------------------------------------
+
+    def whole(self, answers: Sequence[Written], usage: Usage) -> Json:
+        choices = [self.choice(index, answer) for index, answer in enumerate(answers)]
+        return self._envelope(self.object) | {"choices": choices, "usage": shown_usage(usage)}
+
+    def choice(self, index: int, answer: Written) -> Json:
+        text = "".join(part.piece.text for part in answer.parts)
+        choice = self._choice(index, answer.echo + text, self._reported(answer.parts))
+        choice["finish_reason"] = answer.finished.finish_reason
         if self.trace:
-            choice["nudging"] = {"pieces": [], **_outcome(finished)}
-        return self._chunk([choice], usage)
-
-    def usage_chunks(self, usage: Usage) -> Iterator[Json]:
-        """What a stream says after the last answer."""
-        if self.include_usage:
-            yield self._chunk([], usage)
-
-    def choice(self, index: int, pieces: Sequence[Piece], finished: Finished, echo: str) -> Json:
-        """One answer that isn't streamed."""
-        text = "".join(piece.text for piece in pieces)
-        choice = self._choice(index, echo + text, self._shown(pieces))
-        choice["finish_reason"] = finished.finish_reason
-        if self.trace:
-            choice["nudging"] = _outcome(finished) | {"pieces": self._traced(pieces)}
+            outcome = extension.outcome(answer.finished)
+            choice["nudging"] = outcome | {"pieces": self._traced(answer.parts)}
         return choice
 
-    def whole(self, choices: Sequence[Json], usage: Usage) -> Json:
-        """The answers that aren't streamed."""
-        return self._envelope(self.object) | {"choices": choices, "usage": shown_usage(usage)}
+    # -- either ------------------------------------------------------------------------------
 
     def _chunk(self, choices: list[Json], usage: Usage | None) -> Json:
         chunk = self._envelope(self.chunk_object) | {"choices": choices}
@@ -103,116 +136,18 @@ class Renderer(ABC):
             "system_fingerprint": FINGERPRINT,
         }
 
-    places: tuple[str, ...] = ("answer",)
-    """Which tokens are reported (`ScoredToken.place`)."""
-
-    def _shown(self, pieces: Iterable[Piece]) -> list[ScoredToken]:
-        tokens = (token for piece in pieces for token in piece.scored)
+    def _reported(self, parts: Iterable[Part]) -> list[ScoredToken]:
+        tokens = (token for part in parts for token in part.piece.scored)
         return [token for token in tokens if token.place in self.places]
 
-    def _traced(self, pieces: Iterable[Piece]) -> list[Json]:
-        return [_trace(piece) for piece in pieces if self.trace and not piece.only_scores]
+    def _traced(self, parts: Iterable[Part]) -> list[Json]:
+        return extension.pieces(part.piece for part in parts) if self.trace else []
 
     @abstractmethod
     def _delta(self, index: int, delta: Json, scored: Sequence[ScoredToken]) -> Json: ...
 
     @abstractmethod
     def _choice(self, index: int, text: str, scored: Sequence[ScoredToken]) -> Json: ...
-
-
-class ChatRenderer(Renderer):
-    """``chat.completion`` and ``chat.completion.chunk``"""
-
-    prefix = "chatcmpl"
-    object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-
-    def first_chunks(self, index: int, echo: str, usage: Usage | None) -> Iterator[Json]:
-        yield self._chunk([self._delta(index, {"role": "assistant", "content": ""}, ())], usage)
-
-    def _delta(self, index: int, delta: Json, scored: Sequence[ScoredToken]) -> Json:
-        return {
-            "index": index,
-            "delta": delta,
-            "logprobs": self._logprobs(scored) if scored else None,
-            "finish_reason": None,
-        }
-
-    def _choice(self, index: int, text: str, scored: Sequence[ScoredToken]) -> Json:
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None if self.top is None else self._logprobs(scored),
-            "finish_reason": None,
-        }
-
-    def _logprobs(self, scored: Iterable[ScoredToken]) -> Json:
-        return {
-            "content": [
-                _logprob(token.data, token.logprob)
-                | {"top_logprobs": [_logprob(*each) for each in token.top[: self.top]]}
-                for token in scored
-            ],
-            "refusal": None,
-        }
-
-
-class CompletionRenderer(Renderer):
-    """``text_completion``, streamed and not"""
-
-    prefix = "cmpl"
-    object = "text_completion"
-    chunk_object = "text_completion"
-    # The position where the model ended, with the empty text: whoever looks at probabilities
-    # sees that it was computed, as in vLLM's server.
-    places = ("prompt", "answer", "end")
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._offsets: dict[tuple[int, bool], TextOffsets] = {}
-
-    def first_chunks(self, index: int, echo: str, usage: Usage | None) -> Iterator[Json]:
-        self._begin(index, echo)
-        yield from super().first_chunks(index, echo, usage)
-
-    def choice(self, index: int, pieces: Sequence[Piece], finished: Finished, echo: str) -> Json:
-        self._begin(index, echo)
-        return super().choice(index, pieces, finished, echo)
-
-    def _begin(self, index: int, echo: str) -> None:
-        """Prompt and answer begin anew: a character never reaches from one into the other."""
-        self._offsets[index, True] = TextOffsets()
-        self._offsets[index, False] = TextOffsets(len(echo))
-
-    def _delta(self, index: int, delta: Json, scored: Sequence[ScoredToken]) -> Json:
-        return self._choice(index, delta.get("content", ""), scored)
-
-    def _choice(self, index: int, text: str, scored: Sequence[ScoredToken]) -> Json:
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": None if self.top is None else self._logprobs(index, scored),
-            "finish_reason": None,
-        }
-
-    def _logprobs(self, index: int, scored: Sequence[ScoredToken]) -> Json:
-        offsets = (self._offsets[index, token.place == "prompt"] for token in scored)
-        return {
-            "text_offset": [
-                each.push(token.data) for each, token in zip(offsets, scored, strict=True)
-            ],
-            "tokens": [_spelled(token.data) for token in scored],
-            "token_logprobs": [token.logprob for token in scored],
-            "top_logprobs": [self._top(token) for token in scored],
-        }
-
-    def _top(self, token: ScoredToken) -> dict[str, float] | None:
-        if token.logprob is None:
-            return None
-        top: dict[str, float] = {}
-        for data, logprob in token.top[: self.top]:
-            top.setdefault(_spelled(data), logprob)  # of several that are spelled alike the best
-        return top
 
 
 def shown_usage(counts: Usage) -> Json:
@@ -222,43 +157,29 @@ def shown_usage(counts: Usage) -> Json:
         "completion_tokens": counts.completion_tokens,
         "total_tokens": counts.prompt_tokens + counts.completion_tokens,
     }
-    if counts.base_prompt_tokens and counts.aligned_prompt_tokens:
-        shown["nudging"] = {
-            "nudged_tokens": counts.aligned_tokens,
-            "base_tokens": counts.base_tokens,
-            "rounds": counts.rounds,
-            "nudged_share": round(counts.nudged_share, 4),
-            "aligned_prompt_tokens": counts.aligned_prompt_tokens,
-            "base_steps": counts.base_steps,
-            "aligned_steps": counts.aligned_steps,
-            "discarded_tokens": counts.discarded_tokens,
-        }
-        if counts.untuned_steps:
-            shown["nudging"]["untuned_steps"] = counts.untuned_steps
-    return shown
+    nudging = extension.usage(counts)
+    return shown if nudging is None else shown | {"nudging": nudging}
 
 
-def _outcome(finished: Finished) -> Json:
-    shown: Json = {"stop_reason": finished.stop_reason, "rounds": finished.usage.rounds}
-    return shown | _rejected(finished.rejected)
-
-
-def _trace(piece: Piece) -> Json:
-    shown: Json = {"text": piece.text, "speaker": piece.speaker, "top_prob": piece.top_prob}
-    return shown | _rejected(piece.rejected)
-
-
-def _rejected(token: Rejected | None) -> Json:
-    return {} if token is None else {"rejected": {"text": token.text, "top_prob": token.top_prob}}
-
-
-def _logprob(data: bytes, logprob: float | None) -> Json:
-    return {"token": _spelled(data), "logprob": logprob, "bytes": list(data)}
-
-
-def _spelled(data: bytes) -> str:
+def spelled(data: bytes) -> str:
     """A token as text. One that is a part of a character is spelled as OpenAI does it."""
     try:
         return data.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+# -- a dialect ------------------------------------------------------------------------------------
+
+
+class OpenAI:
+    """How either of them fails."""
+
+    def error(self, failure: ApiError) -> Json:
+        return error_body(failure)
+
+
+def described(whole: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, Json]:
+    """What either of them answers."""
+    failures = (400, 401, 404, 413, 415, 429, 503, 504)
+    return responses(whole, *failures, events=chunk, ends="The last one holds `[DONE]`.")

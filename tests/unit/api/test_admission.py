@@ -36,7 +36,7 @@ def refused(from_: Gate, weight: int = 1, key: str | None = None) -> ApiError:
 
 
 def code(error: ApiError) -> str | None:
-    return error.body["error"]["code"]
+    return error.code
 
 
 async def test_as_many_answers_as_may_run_do_and_the_next_waits_for_one_to_end():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from server.core import AnswerRequest, Finished, Piece, SamplingParams, Usage
 from server.decoding.handover import close_all
-from server.decoding.stream import Channel, End, Output, Pieces, answer, stream
+from server.decoding.stream import Channel, End, Output, stream, whole
 
 GREEDY = AnswerRequest(SamplingParams(temperature=0))
 
@@ -117,9 +117,9 @@ async def test_a_writer_that_fails_is_told_after_what_it_wrote():
 
 
 async def test_a_stop_string_ends_the_writer_and_what_it_cost_is_counted_after_that():
-    writer, pieces = Scripted("a ", "b", " c", " d"), Pieces()
+    writer = Scripted("a ", "b", " c", " d")
     request = AnswerRequest(SamplingParams(temperature=0), stop=("b c",))
-    finished = await answer(writer, request, pieces)
+    pieces, finished = await whole(writer, request)
     assert "".join(piece.text for piece in pieces) == "a "
     assert (finished.stop_reason, finished.matched) == ("stop_string", "b c")
     assert finished.usage == writer.usage()

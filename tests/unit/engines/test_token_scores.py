@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from server.api.openai.render import ChatRenderer, CompletionRenderer, Renderer
+from server.api.dialect import Written
+from server.api.openai.chat import ChatRenderer
+from server.api.openai.completions import CompletionRenderer
+from server.api.openai.render import Renderer
 from server.core import (
     AnswerRequest,
     Finished,
@@ -25,6 +28,7 @@ from server.core import (
 from server.decoding.alone import Alone
 from server.decoding.mixtures import Mixed
 from server.decoding.nudged import Nudged
+from server.decoding.parsing import Plain
 from server.decoding.speculation.predraft import ReadAlong
 from server.decoding.speculation.verify import Verified
 from server.decoding.stream import Writer, stream
@@ -238,11 +242,11 @@ def shown(
 ) -> tuple[Json, list[Json]]:
     """A choice as a whole, and as the chunks of a stream."""
     made = [kind("m", trace=True, include_usage=False, top=2) for _ in range(2)]
-    whole = made[0].choice(0, pieces, finished, echo)
+    parts = [part for piece in pieces for part in Plain().push(piece)]
+    whole = made[0].choice(0, Written(parts, finished, echo))
     chunks = [*made[1].first_chunks(0, echo, None)]
-    for piece in pieces:
-        chunks += made[1].chunks(0, piece, None)
-    chunks.append(made[1].last_chunk(0, finished, None))
+    for event in (*parts, finished):
+        chunks += made[1].chunks(0, event, None)
     return whole, [chunk["choices"][0] for chunk in chunks]
 
 
@@ -319,7 +323,7 @@ async def test_what_only_looked_like_a_stop_string_is_told_with_its_tokens(kind:
         pieces, _ = await events(writer, request)
         assert joined(scored(pieces)) == TEXT.encode()
         for piece in pieces:  # each with the text that it begins
-            assert piece.text or piece.only_scores
+            assert piece.text or piece.only_tokens
 
 
 def test_a_part_of_a_character_is_spelled_by_its_bytes_in_both_places():

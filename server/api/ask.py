@@ -1,0 +1,158 @@
+"""What a request asks for, whatever dialect it is written in.
+
+Knows: prompts, and what is to be written and reported. Does not know: HTTP, how a dialect names or
+limits its fields, who answers.
+
+Where a field has to be named (in a refusal), it has the name that OpenAI or vLLM gave it. A dialect
+in which it has another one translates it (`Dialect.error`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeAlias
+
+from server.core import AnswerRequest, Grammar, Message, NudgingConfig, SamplingParams, TokenIds
+from server.policies import PolicySpec
+from server.text.prompts import PromptEnd
+
+Json = dict[str, Any]
+
+Tools = Literal["offered", "demanded"]
+"""Whether a model may call some, or an answer without a call would be wrong."""
+
+MESSAGE_BYTES = 64
+"""What a message costs beside its text, in bytes of text."""
+
+_SAMPLING = frozenset(each.name for each in fields(SamplingParams))
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation, to be answered.
+
+    kwargs: of the chat template. end: how the prompts made of it end.
+    """
+
+    messages: Sequence[Message]
+    kwargs: Mapping[str, Any] | None = None
+    end: PromptEnd = "open"
+    tools: Tools | None = None
+
+    field = "messages"
+    count = 1
+
+    @property
+    def begun(self) -> str:
+        """The beginning of the answer, which is there already."""
+        return self.messages[-1].content if self.end == "continued" else ""
+
+    def sizes(self) -> Iterator[int]:
+        """The bytes of each prompt that is text."""
+        yield sum(len(message.content.encode()) for message in self.messages)
+
+    @property
+    def least_tokens(self) -> int:
+        """Of the longest prompt, whatever its text: a template puts at least a token around each
+        message, be it empty."""
+        return len(self.messages)
+
+    @property
+    def work(self) -> int:
+        """How much there is to render and tokenize, as if it were bytes of text."""
+        return sum(self.sizes()) + MESSAGE_BYTES * len(self.messages)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Raw prompts, to be continued: texts or token ids.
+
+    bos: whether a text is behind the tokenizer's BOS. echo: whether a prompt's text goes in front
+    of its answers.
+    """
+
+    prompts: Sequence[str | TokenIds]
+    bos: bool = True
+    echo: bool = False
+
+    field = "prompt"
+    begun = ""
+
+    @property
+    def count(self) -> int:
+        return len(self.prompts)
+
+    def sizes(self) -> Iterator[int]:
+        """The bytes of each prompt that is text."""
+        yield from (len(text.encode()) for text in self.prompts if isinstance(text, str))
+
+    @property
+    def least_tokens(self) -> int:
+        """Of the longest prompt, whatever its text."""
+        return max((len(ids) for ids in self.prompts if not isinstance(ids, str)), default=0)
+
+    @property
+    def work(self) -> int:
+        """How much there is to tokenize, as if it were bytes of text."""
+        return sum(self.sizes()) + MESSAGE_BYTES
+
+
+Asked: TypeAlias = Chat | Texts
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request for answers.
+
+    model: the name as it was asked for.
+    answer: what is asked of each answer, but for what the served model and the schema add to it
+        (`request`).
+    sampling: what is set of `SamplingParams`. nudging: what is set of `NudgingConfig`.
+    schema: the JSON schema that an answer must match.
+    n: independent answers to each prompt.
+    priority: of those that wait, the lowest comes first.
+    stream: whether it is to be sent as it is written.
+    running_usage: whether each event of a stream is to say what its answer has cost so far.
+    one_model: fields that mean nothing where both models answer, each with what to say then, to
+        be formatted with the served model's ``name``.
+    """
+
+    model: str
+    prompt: Asked
+    answer: AnswerRequest
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    nudging: Mapping[str, Any] = field(default_factory=dict)
+    schema: Json | None = None
+    n: int = 1
+    priority: int = 0
+    stream: bool = False
+    running_usage: bool = False
+    one_model: Mapping[str, str] = field(default_factory=dict)
+
+    def request(self, defaults: SamplingParams, grammar: Grammar | None) -> AnswerRequest:
+        """``defaults``: the served model's. ``grammar``: of `schema`."""
+        return replace(self.answer, sampling=replace(defaults, **self.sampling), grammar=grammar)
+
+    def settings(self, defaults: NudgingConfig) -> NudgingConfig:
+        """The policy's, where the served model has these."""
+        return replace(defaults, **self.nudging)
+
+    def beyond(self, policy: PolicySpec) -> set[str]:
+        """What is asked for that a policy has no notion of."""
+        settings = self.nudging.keys() - {"policy", *policy.settings}
+        return {f"nudging.{name}" for name in settings} | set(filter(self._sets, policy.refuses))
+
+    def _sets(self, name: str) -> bool:
+        """Whether a field is set to something that would change the answer."""
+        match name:
+            case "logprobs":
+                return self.answer.top_logprobs is not None
+            case "response_format":
+                return self.schema is not None
+            case "repetition_penalty":
+                return bool(self.sampling.get(name, 1) != 1)
+            case _ if name in _SAMPLING:
+                return bool(self.sampling.get(name))
+            case _:
+                return bool(getattr(self.answer, name))

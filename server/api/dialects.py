@@ -1,0 +1,47 @@
+"""The dialects that the server speaks, and failures as each of them shows them.
+
+Knows: which there are. Does not know: how any of them reads or shows anything.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from server.api.dialect import Dialect
+from server.api.errors import ApiError, as_api_error
+from server.api.openai.chat import ChatCompletions
+from server.api.openai.completions import Completions
+from server.api.openai.errors import error_body
+from server.core import EngineUnavailable, InvalidRequest
+from server.serving.catalog import UnknownModel
+
+DIALECTS: tuple[Dialect, ...] = (ChatCompletions(), Completions())
+
+
+def refusal(failure: ApiError, scope: Scope) -> JSONResponse:
+    """A failure in the dialect of its path; where that has none, in OpenAI's shape.
+
+    Leaves in the request's state: ``error``, the code, for whoever logs the request.
+    """
+    scope["state"]["error"] = failure.code
+    path = scope.get("path", "")
+    spoken = (each for each in DIALECTS if f"{path}/".startswith(f"{each.path}/"))
+    dialect = next(spoken, None)
+    body = error_body(failure) if dialect is None else dialect.error(failure)
+    return JSONResponse(body, failure.status, failure.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer what the routes raise in their dialect, and FastAPI's own errors too. What nobody
+    foresaw goes on to `server.api.middleware.Failures`."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return refusal(as_api_error(error), request.scope)
+
+    for kind in (ApiError, ValidationError, InvalidRequest, UnknownModel, EngineUnavailable):
+        app.add_exception_handler(kind, handle)
+    app.add_exception_handler(HTTPException, handle)

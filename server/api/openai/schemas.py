@@ -1,0 +1,119 @@
+"""OpenAI's answers, as OpenAPI describes them.
+
+Knows: their shape, with what is ours in them. Does not know: how they are made
+(`server.api.openai.render`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from server.api.extension import NudgingUsage, Trace
+from server.api.openapi import sometimes
+from server.core import FinishReason
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    nudging: NudgingUsage = sometimes("Where both models took part.")
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class _Envelope(BaseModel):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+    nudging: Trace = sometimes("Where the request asked for it.")
+
+
+class ChatCompletion(_Envelope):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    role: Literal["assistant"] = sometimes()
+    content: str = sometimes()
+
+
+class ChatChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    nudging: Trace = sometimes("Where the request asked for it.")
+
+
+class ChatCompletionChunk(_Envelope):
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = Field(default_factory=lambda: None)
+
+
+class CompletionLogprobs(BaseModel):
+    """With ``echo`` of the prompt's tokens too, of which the first has null."""
+
+    text_offset: list[int]
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class _CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    nudging: Trace = sometimes("Where the request asked for it.")
+
+
+class CompletionChoice(_CompletionChoice):
+    finish_reason: FinishReason
+
+
+class Completion(_Envelope):
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class CompletionChunkChoice(_CompletionChoice):
+    finish_reason: FinishReason | None
+
+
+class CompletionChunk(_Envelope):
+    object: Literal["text_completion"]
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = Field(default_factory=lambda: None)

@@ -1,0 +1,48 @@
+"""What an answer's text is: from pieces to its parts.
+
+Between whoever writes an answer (`server.decoding.stream`) and whoever shows it. A `Parser` sees
+the pieces of one answer in order, and in them the special tokens that were committed
+(`Piece.markers`). Those are no text: what a parser gives away has a piece's, and never a marker's.
+
+Knows: pieces and parts. Does not know: who wrote a piece, engines, how a part is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from server.core import Finished, Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Text of the answer itself, as a piece, or a part of one (`server.decoding.stream.cut`)."""
+
+    piece: Piece
+
+
+Part: TypeAlias = Content
+"""What an answer consists of."""
+
+
+class Parser(Protocol):
+    """Of one answer."""
+
+    def push(self, piece: Piece) -> Iterable[Part]:
+        """The parts that this piece completes, or goes on with."""
+
+    def end(self, finished: Finished) -> Iterable[Part | Finished]:
+        """There is no more: what is left of the parts, then how the answer ended."""
+
+
+class Plain:
+    """All text is content."""
+
+    def push(self, piece: Piece) -> Iterable[Part]:
+        if not piece.only_tokens or piece.scored:
+            yield Content(piece)
+
+    def end(self, finished: Finished) -> Iterable[Part | Finished]:
+        yield finished
