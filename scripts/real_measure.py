@@ -278,6 +278,9 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=96, metavar="N")
     parser.add_argument("--at-once", type=int, default=8, metavar="N")
     parser.add_argument("--kinds", action="store_true", help="a table for each kind")
+    parser.add_argument(
+        "--common", action="store_true", help="only questions that all of these systems answered"
+    )
     parser.add_argument("--show", action="store_true", help="every answer too")
     parser.add_argument("--fresh", action="store_true", help="ask again what is kept")
     parser.add_argument("--questions", type=Path, default=QUESTIONS, metavar="FILE")
@@ -298,6 +301,10 @@ def main() -> None:
     for system in systems:
         asyncio.run(measure(system, questions, args))
     files = [system.file for system in systems] or sorted(args.out.glob("*.jsonl"))
+    if args.common:
+        for file in files:
+            rows = kept_answers(file)
+            questions = [each for each in questions if "text" in rows.get(each["id"], {})]
     console = Console(highlight=False, soft_wrap=True)
     if args.show:
         for file in files:
