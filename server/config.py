@@ -36,7 +36,7 @@ from pydantic_settings import (
 
 from server import backends
 from server.backends import BACKENDS
-from server.core import ConfigError, NudgingConfig, SamplingParams
+from server.core import ConfigError, EndCheck, NudgingConfig, SamplingParams
 from server.engines.backend import EngineSettings, Frozen
 from server.policies import DEFAULT, POLICIES, EngineRole, Policy, PolicySpec
 
@@ -67,6 +67,7 @@ class NudgingSettings(Frozen):
     policy: Policy = DEFAULT
     start: Literal["base", "aligned"] = "aligned"
     end_lookahead: int = Field(0, ge=0, le=1024)
+    end_check: EndCheck = "newline"
     max_rounds: int | None = Field(None, ge=1)
 
     def config(self) -> NudgingConfig:
@@ -97,7 +98,9 @@ class ModelSettings(Frozen):
     """What a request's ``nudging.policy`` may name, besides the model's own."""
     sampling: SamplingSettings = SamplingSettings()
     base_prompt: str | None = None
-    """Jinja template of the base model's prompt; unset: Question/Answer."""
+    """Jinja template of the base model's prompt, or ``chat``; unset: Question/Answer."""
+    base_stops: tuple[str, ...] = ()
+    """Headers of turns at which the base model gives way, besides those of its prompt."""
     chat_template: str | None = None
     """Instead of the aligned model's own chat template."""
     degraded: Literal["aligned"] | None = None
@@ -136,6 +139,13 @@ class ModelSettings(Frozen):
             f"the policy {spec.name!r} needs a third engine, that of the small model before it was "
             "aligned; name it in models.NAME.untuned"
         )
+
+    @field_validator("base_stops")
+    @classmethod
+    def _headers(cls, headers: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(header.strip() for header in headers):
+            raise ValueError("a header needs a letter, for instance '\\nUser:'")
+        return headers
 
     @field_validator("verify", mode="before")
     @classmethod

@@ -68,7 +68,7 @@ class PolicySpec:
     stands_in: bool = False
 
 
-_ROUNDS = ("start", "end_lookahead", "max_rounds")
+_ROUNDS = ("start", "end_lookahead", "end_check", "max_rounds")
 _ADJUSTED = (
     "temperature",
     "presence_penalty",

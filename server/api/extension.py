@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.api.fields import Whole
 from server.api.openapi import sometimes
-from server.core import Finished, Piece, Rejected, Speaker, StopReason, Usage
+from server.core import EndCheck, Finished, Piece, Rejected, Speaker, StopReason, Usage
 from server.policies import Policy
 
 Json = dict[str, Any]
@@ -29,6 +29,7 @@ class NudgingOptions(BaseModel):
     policy: Policy | None = None
     start: Literal["base", "aligned"] | None = None
     end_lookahead: Annotated[Whole, Field(ge=0, le=1024)] | None = None
+    end_check: EndCheck | None = None
     max_rounds: Annotated[Whole, Field(ge=1)] | None = None
     trace: bool = False
 

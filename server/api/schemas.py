@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from server.api.openapi import sometimes
-from server.core import Speaker
+from server.core import EndCheck, Speaker
 from server.policies import Policy, TraceKind
 
 # -- status -------------------------------------------------------------------------------------
@@ -47,6 +47,7 @@ class ModelNudging(BaseModel):
     policy: Policy
     start: Speaker
     end_lookahead: int
+    end_check: EndCheck
     max_rounds: int | None
 
 

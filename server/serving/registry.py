@@ -100,6 +100,7 @@ class Registry(Catalog):
                     tokenizers[model.aligned],
                     model.base_prompt,
                     model.chat_template,
+                    model.base_stops,
                 )
             self.grammars.models = [(info.tokenizer, info.stop_ids) for info in infos.values()]
         except BaseException:

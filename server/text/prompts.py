@@ -87,7 +87,7 @@ class Prompts:
         """
         self._base_tokenizer = base
         self._aligned_tokenizer = aligned
-        self._template = None if template == CHAT else base_template(template)
+        self._template = base_template(template)
         self._chat_template = chat_template
         self._sources = {"the base model's prompt": template or DEFAULT_BASE_TEMPLATE}
         if not (chat_template or aligned.chat.chat_template):
@@ -228,8 +228,11 @@ class Prompts:
         return _put_back(text, spelled)
 
 
-def base_template(source: str | None) -> jinja2.Template:
-    """The base model's template, compiled. Raises `ConfigError`; needs no tokenizer."""
+def base_template(source: str | None) -> jinja2.Template | None:
+    """The base model's template, compiled; None where it is the chat's. Raises `ConfigError`; needs
+    no tokenizer."""
+    if source == CHAT:
+        return None
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )

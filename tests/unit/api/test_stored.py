@@ -34,6 +34,7 @@ TRACE: Json = {
         "policy": "nudging",
         "start": "aligned",
         "end_lookahead": 0,
+        "end_check": "newline",
         "max_rounds": 150,
     },
     "answer": {

@@ -286,3 +286,48 @@ def test_words_without_text_end_even_where_the_nudge_began_with_one():
         if policy.turn is Turn.ALIGNED:
             policy.word("")
     assert policy.stop_reason == "repeated_round"
+
+
+# -- where a line ends, and sentences that come again ---------------------------------------------
+
+
+def test_at_a_lines_end_the_aligned_model_may_end_the_answer():
+    policy = Nudging(NudgingConfig())
+    play(policy, "Sure", (" it", 0.9))
+    assert policy.checks_ends
+    policy.ended_at_break()
+    assert (policy.turn, policy.stop_reason) == (Turn.DONE, "aligned_end")
+    assert not Nudging(NudgingConfig(end_check="off")).checks_ends
+    policy = Nudging(NudgingConfig())
+    policy.guarded = False
+    assert not policy.checks_ends
+    with pytest.raises(RuntimeError):
+        policy.ended_at_break()  # the aligned model's turn
+
+
+MOON = "It is the only satellite of the earth."
+
+
+def test_a_sentence_that_comes_again_counts_as_uncertain_and_ends_the_third_time():
+    policy = Nudging(NudgingConfig())
+    play(policy, "Sure.", (f" {MOON}", 0.9))
+    assert policy.turn is Turn.BASE
+    play(policy, (f" {MOON}", 0.9))
+    assert policy.turn is Turn.ALIGNED
+    play(policy, " The sun shines by day", (f". {MOON}", 0.9))
+    assert policy.turn is Turn.BASE  # another sentence was between them
+    play(policy, (f" {MOON}", 0.9))
+    assert policy.turn is Turn.ALIGNED
+    policy.word(f" {MOON}")
+    assert (policy.turn, policy.stop_reason) == (Turn.DONE, "repetition")
+
+
+def test_while_guards_are_off_a_sentence_may_come_for_ever():
+    policy = Nudging(NudgingConfig())
+    policy.guarded = False
+    policy.word("Sure.")
+    for number in range(6):
+        if policy.turn is Turn.ALIGNED:
+            policy.word(" So")
+        policy.base_token(number, 0.9, f" {MOON}")
+    assert policy.turn is not Turn.DONE

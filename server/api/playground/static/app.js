@@ -48,6 +48,7 @@ const FIELDS = {
   entropy: ["entropy"],
   start: ["start"],
   end_lookahead: ["lookahead"],
+  end_check: ["end-check"],
 };
 
 function setGamma(value) {
@@ -73,6 +74,7 @@ function choose() {
     at("entropy").value = card.nudging.entropy;
     at("start").value = card.nudging.start;
     at("lookahead").value = card.nudging.end_lookahead;
+    at("end-check").value = card.nudging.end_check;
   }
   const names = Object.keys(card.policies ?? {});
   at("policy").replaceChildren(
@@ -182,6 +184,7 @@ function settings(card) {
     gamma: field("gamma-number", card.nudging.gamma),
     start: at("start").value,
     end_lookahead: field("lookahead", card.nudging.end_lookahead),
+    end_check: at("end-check").value,
   };
 }
 
