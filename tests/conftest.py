@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -80,6 +81,26 @@ class Server:
         return self.process.wait(timeout)
 
 
+def alive(pids: list[int]) -> list[int]:
+    """Those that still run (a zombie does not)."""
+    running = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state != "Z":
+            running.append(pid)
+    return running
+
+
+def all_gone(pids: list[int], within: float = 10) -> bool:
+    deadline = time.monotonic() + within
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not alive(pids)
+
+
 def serve(*args: str, env: dict[str, str] | None = None, ready_in: float = 240) -> Server:
     """Start ``nudge serve`` on a free port and wait until it says that it is ready.
 
@@ -121,7 +142,9 @@ def live() -> Iterator[Server]:
     server = serve(env={"NUDGE_MODELS__DEMO__POLICIES": policies})
     assert server.url, server.output
     yield server
-    server.stop()
+    pids = server.children()
+    assert server.stop() == 0, server.output
+    assert all_gone(pids), f"the server has ended, and left {alive(pids)}"
 
 
 async def pieces_of(writer: Writer) -> AsyncGenerator[Piece]:

@@ -19,8 +19,8 @@ import httpx
 import openai
 import pytest
 
-from tests.conftest import ROOT, Server, serve
-from tests.e2e.test_serve import alive, all_gone, free_port
+from tests.conftest import ROOT, Server, alive, all_gone, serve
+from tests.e2e.test_serve import free_port
 
 LIMITS = str(ROOT / "tests" / "limits.yaml")
 CHAT = "/v1/chat/completions"

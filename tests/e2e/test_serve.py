@@ -15,27 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ROOT, Server, serve
-
-
-def alive(pids: list[int]) -> list[int]:
-    """Those that still run (a zombie does not)."""
-    running = []
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if state != "Z":
-            running.append(pid)
-    return running
-
-
-def all_gone(pids: list[int], within: float = 10) -> bool:
-    deadline = time.monotonic() + within
-    while alive(pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not alive(pids)
+from tests.conftest import ROOT, Server, alive, all_gone, serve
 
 
 def test_it_shows_progress_and_ends_with_a_curl_line_that_works(live: Server):
@@ -48,15 +28,14 @@ def test_it_shows_progress_and_ends_with_a_curl_line_that_works(live: Server):
     assert json.loads(answer.stdout)["choices"][0]["message"]["content"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_however_it_ends_no_process_is_left(how: signal.Signals):
+def test_killed_it_leaves_no_process():
+    """Nor does it when it is told to end: the fixture `live` and `test_drain` see to that."""
     server = serve("--config", str(ROOT / "tests" / "one.yaml"))
     pids = server.children()
     names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
     assert any(b"EngineCore" in name for name in names)
-    code = server.stop(how)
-    assert all_gone(pids), [pid for pid in alive(pids)]
-    assert code == (-signal.SIGKILL if how is signal.SIGKILL else 0)
+    assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert all_gone(pids), alive(pids)
 
 
 def engine_processes(server: Server) -> list[int]:
@@ -72,15 +51,24 @@ def engine_processes(server: Server) -> list[int]:
     return found
 
 
-def test_it_ends_at_once_while_the_engines_load():
+def test_while_the_engines_load_it_answers_and_can_be_ended():
     process = subprocess.Popen(
-        [sys.executable, "-m", "server", "serve", "--port", "0"],
+        [sys.executable, "-m", "server", "serve", "--port", str(port := free_port())],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    server = Server(process)
+    server = Server(process, url=f"http://127.0.0.1:{port}")
     try:
+        wait_for(server.url)
+        ready = httpx.get(f"{server.url}/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "loading"})
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+        chat = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}]}
+        refused = httpx.post(f"{server.url}/v1/chat/completions", json=chat)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "engine_loading"
+        assert refused.headers["retry-after"]
         # Imports start short-lived helpers too (lscpu, a compiler): those are not waited for.
         deadline = time.monotonic() + 120
         while not (pids := engine_processes(server)) and time.monotonic() < deadline:
@@ -90,29 +78,6 @@ def test_it_ends_at_once_while_the_engines_load():
     finally:
         server.stop(signal.SIGTERM)
     assert all_gone(pids)
-
-
-def test_it_answers_while_the_engines_load():
-    server = subprocess.Popen(
-        [sys.executable, "-m", "server", "serve", "--port", str(port := free_port())],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(url)
-        ready = httpx.get(f"{url}/ready")
-        assert (ready.status_code, ready.json()) == (503, {"status": "loading"})
-        assert httpx.get(f"{url}/v1/models").status_code == 200
-        chat = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}]}
-        refused = httpx.post(f"{url}/v1/chat/completions", json=chat)
-        assert refused.status_code == 503
-        assert refused.json()["error"]["code"] == "engine_loading"
-        assert refused.headers["retry-after"]
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 def free_port() -> int:

@@ -21,6 +21,7 @@ from server.core import (
 from server.decoding.alone import Alone
 from server.decoding.nudged import Nudged
 from server.decoding.parsing import Content, Plain
+from server.decoding.rules import WORD_TOKENS
 from server.decoding.stream import Writer, cut, whole
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine
@@ -101,6 +102,16 @@ async def test_a_special_token_is_seen_where_it_stands_and_is_no_text(
     assert shown(pieces) == "".join(parts).replace(MARK, "")
     assert all(piece.text for piece in pieces)
     assert finished.finish_reason == "stop"
+
+
+async def test_a_word_without_text_is_seen_in_front_of_the_other_models():
+    """So long that it is cut; then the base model writes."""
+    marks = [MARK] * WORD_TOKENS
+    base, aligned = of_ids(ids(" two three")), of_ids(ids(*marks))
+    pair, config = PromptPair(("a",), ("a",)), NudgingConfig(gamma=0.6)
+    pieces, _ = await whole(Nudged(base, aligned, pair, GREEDY, config), GREEDY)
+    assert seen(pieces) == "".join(marks) + " two three"
+    assert {piece.speaker for piece in pieces} == {"base"}
 
 
 async def test_one_at_the_end_is_seen_and_shows_nothing():
