@@ -347,16 +347,17 @@ async def test_a_lookahead_takes_the_whole_ending(registry: Registry):
 async def test_what_is_written_during_a_lookahead_is_what_would_be_written_after_it(
     registry: Registry, pair: str
 ):
-    for question in QUESTIONS:
-        for gamma in SOME_GAMMAS:
-            found = []
-            for ahead in (False, True):
-                writer = nudged(registry, pair, question, gamma=gamma, end_lookahead=6)
-                assert isinstance(writer, Nudged)
-                writer.goes_ahead = ahead
-                pieces, end = await answer(writer)
-                found.append((text(pieces), end.stop_reason, end.usage.nudged_share))
-            assert found[0] == found[1]
+    async def check(question: str, gamma: float) -> None:
+        found = []
+        for ahead in (False, True):
+            writer = nudged(registry, pair, question, gamma=gamma, end_lookahead=6)
+            assert isinstance(writer, Nudged)
+            writer.goes_ahead = ahead
+            pieces, end = await answer(writer)
+            found.append((text(pieces), end.stop_reason, end.usage.nudged_share))
+        assert found[0] == found[1]
+
+    await asyncio.gather(*(check(each, gamma) for each in QUESTIONS for gamma in SOME_GAMMAS))
 
 
 async def test_checked_drafts_change_no_text(registry: Registry):
