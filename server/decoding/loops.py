@@ -17,6 +17,13 @@ CYCLE = 6
 SHORTEST = 12
 """Bytes of letters and digits of a sentence that counts: not "Yes.", "}" or "| - | - |"."""
 
+PERIOD = 80
+"""Characters of a phrase, at most."""
+
+PHRASE_REPEATS = (3, 48), (4, 72)
+"""How often a phrase comes, and in how many characters, to be told of: once, and again."""
+
+_SEEN = 24  # characters by which a phrase is found again
 _WIDE = "\u3002\uff01\uff1f"  # the ideographic full stop, the wide ! and ?
 _BREAK = re.compile(rf"(?<=[.!?])(?=\s)|(?<=[{_WIDE}])|\n")
 _ENDS = tuple(f".!?{_WIDE}")
@@ -94,3 +101,34 @@ def _in_a_row(sentences: Sequence[str]) -> int:
             times += 1
         best = max(best, times)
     return best
+
+
+class RepeatedPhrase:
+    """Notices the same few words, or the same symbol, again and again, within a sentence too."""
+
+    def __init__(self) -> None:
+        self._tail = ""
+        self._level = 0
+
+    def level(self, text: str) -> int:
+        """Take in text: 1 or 2 where it has just become as much as `PHRASE_REPEATS` says, or 0."""
+        self._tail = (self._tail + text)[-PERIOD * (PHRASE_REPEATS[1][0] + 1) :]
+        before, self._level = self._level, self._found()
+        return self._level if self._level > before else 0
+
+    def _found(self) -> int:
+        tail = self._tail
+        last = tail[-_SEEN:]
+        again = tail.rfind(last, 0, len(tail) - 1)
+        if len(last) < _SEEN or again < 0:
+            return 0
+        period = len(tail) - _SEEN - again
+        phrase = tail[-period:]
+        if period > PERIOD or (phrase.isascii() and not any(map(str.isalnum, phrase))):
+            return 0  # a line of dashes
+        run = period
+        while run < len(tail) and tail[-1 - run] == tail[-1 - run + period]:
+            run += 1
+        return sum(
+            run >= times * period and run >= characters for times, characters in PHRASE_REPEATS
+        )

@@ -24,7 +24,8 @@ The rules, all of them:
  5. A block of 5 to 64 tokens three times running inside one base turn counts as uncertain;
     the second time in one answer, it ends the answer.
  6. So does a sentence or line, or up to 6 of them, that comes twice running, whoever wrote it;
-    the third time running, it ends the answer.
+    the third time running, it ends the answer. A phrase of up to 80 characters does so three
+    times running, and four, in 48 characters and 72.
 
 Rules 4 to 6 end nothing while ``guarded`` is False (OpenAI's ``ignore_eos``, ``min_tokens``, a
 grammar), unless four rounds running had no text at all.
@@ -37,7 +38,7 @@ from __future__ import annotations
 from enum import Enum
 
 from server.core import NudgingConfig, StopReason
-from server.decoding.loops import RepeatedBlock, RepeatedSentences
+from server.decoding.loops import RepeatedBlock, RepeatedPhrase, RepeatedSentences
 
 SAME_ROUNDS = 4
 WORD_TOKENS = 16
@@ -76,6 +77,7 @@ class Nudging:
         self._repetitions = 0
         self._block = RepeatedBlock()
         self._sentences = RepeatedSentences()
+        self._phrase = RepeatedPhrase()
         self._checks_ends = config.end_check == "newline"
 
     @property
@@ -92,7 +94,7 @@ class Nudging:
             self._in_round = True
             self.rounds += 1
         self._round_text.append(text)
-        if self._sentences.times(text) > 2 and self.guarded:
+        if self._loops(text) > 1 and self.guarded:
             self._finish("repetition")
         else:
             self._to_base()
@@ -118,11 +120,11 @@ class Nudging:
             return False
         self._base_spoke = True
         self._round_text.append(text)
-        block, times = self._block.repeats(token), self._sentences.times(text)
+        block, loops = self._block.repeats(token), self._loops(text)
         self._repetitions += block
-        if self.guarded and (times > 2 or (block and self._repetitions > 1)):
+        if self.guarded and (loops > 1 or (block and self._repetitions > 1)):
             self._finish("repetition")
-        elif block or times > 1:
+        elif block or loops:
             self.base_stopped()
         return True
 
@@ -145,6 +147,13 @@ class Nudging:
     def out_of_room(self, reason: StopReason) -> None:
         """``max_tokens``, a full context or a stop string: over, whoever speaks."""
         self._finish(reason)
+
+    def _loops(self, text: str) -> int:
+        """Rule 6: 1 where the text has come round once, 2 where it has again. Who writes alone
+        may do so."""
+        if not self.base_may_speak:
+            return 0
+        return max(self._sentences.times(text) - 1, self._phrase.level(text))
 
     def _to_base(self) -> None:
         self.turn = Turn.BASE

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.decoding.loops import CYCLE, RepeatedSentences
+from server.decoding.loops import CYCLE, RepeatedPhrase, RepeatedSentences
 
 
 def most(text: str, size: int = 3) -> int:
@@ -69,3 +69,47 @@ def test_each_is_told_of_once_however_it_is_cut(parts):
         return [times for times in found if times > 1]
 
     assert counted(1) == counted(2)
+
+
+# -- phrases ---------------------------------------------------------------------------------------
+
+
+def levels(text: str, size: int = 3) -> list[int]:
+    phrase = RepeatedPhrase()
+    found = [phrase.level(text[i : i + size]) for i in range(0, len(text), size)]
+    return [level for level in found if level]
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize(
+    "phrase",
+    [" a fleeting beauty,", " with a container", "\U0001f31f", "0000 * 1", "<h1>Hi</h1>\n"],
+)
+def test_a_phrase_that_comes_again_and_again_is_told_of_twice(phrase: str, size: int):
+    assert levels(f"Snow,{phrase * (100 // len(phrase) + 4)}", size) == [1, 2]
+    assert levels(f"Snow,{phrase * 2} and rain.", size) == []
+
+
+def test_once_it_has_stopped_it_can_begin_again():
+    assert levels(f"Snow{' is white,' * 6} the sun shines by day and night{' is white,' * 6}") == [
+        1,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-" * 200,
+        "| --- " * 30 + "|\n",
+        "\n" * 100,
+        " " * 100,
+        "ha ha ha ha ha ha ha!",
+        "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23",
+        "".join(f"    x{i} = read(f{i})\n" for i in range(20)),
+        "Row, row, row your boat, gently down the stream. Merrily, merrily, merrily, merrily.",
+    ],
+)
+def test_lines_tables_and_lists_are_no_phrases(text: str):
+    for size in (1, 4, 1000):
+        assert levels(text, size) == []
