@@ -6,6 +6,7 @@ measured or shown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from server.cli.measure import (
     totals,
 )
 from server.cli.terminal import ConfigArgument, load, out
-from server.evaluation import data, plots, report, scorers, tasks
+from server.evaluation import data, endings, plots, report, scorers, tasks
 from server.evaluation.data import Data, EvaluationError
 from server.evaluation.figures import Figures, figures, scored
 from server.evaluation.runs import Setup, Tick, answer_all, answers
@@ -54,8 +55,8 @@ def evaluate(
     scorer: Annotated[
         list[str] | None,
         typer.Option(
-            help="exact, contains, number, choice, module:function or file.py:function; may be "
-            "given several times. [default: one that suits the answers]"
+            help="exact, contains, number, choice, by_row, module:function or file.py:function; "
+            "may be given several times. [default: one that suits the answers]"
         ),
     ] = None,
     model: ModelOption = None,
@@ -86,7 +87,8 @@ def evaluate(
 
         with Store(to, fingerprint(settings, setup, asked), fresh=fresh) as store:
             run(settings, setup, asked, totals(store, names, asked), work)
-            found = _figures(store, names, asked, judges)
+            headers = endings.headers(settings.models[setup.model].base_prompt)
+            found = _figures(store, names, asked, judges, headers)
         description = about(settings, setup, asked, store.begun)
         plot = "systems.svg" if plots.available() else None
         if plot:
@@ -94,7 +96,7 @@ def evaluate(
         text = report.evaluation(description, found, list(judges), plot)
         (to / "report.md").write_text(text, "utf-8")
         report.write_json(to / "report.json", {"about": description, "systems": found})
-        table = Table("system", *judges, "stopped", "nudged", "tokens", "tok/s", box=None)
+        table = Table("system", *judges, "ended", "nudged", "tokens", "tok/s", box=None)
         for each in found:
             table.add_row(each.system, *report.shown(each))
         out.print(table)
@@ -113,6 +115,9 @@ def _asked(
     asked = data.read(Path(questions), limit) if task is None else task.data
     own = {} if task is None else dict(task.scorers)
     if named:
+        for own_name in named:
+            if own_name not in own:
+                scorers.check(own_name, asked.items)
         return asked, {name: own[name] if name in own else scorers.find(name) for name in named}
     if own:
         return asked, own
@@ -126,13 +131,22 @@ def _asked(
 
 
 def _figures(
-    store: Store, names: list[str], asked: Data, judges: dict[str, Scorer]
+    store: Store,
+    names: list[str],
+    asked: Data,
+    judges: dict[str, Scorer],
+    headers: Sequence[str],
 ) -> list[Figures]:
     given = {name: answers(store, name, asked) for name in names}
     scores = {name: scored(given[name], asked, judges) for name in names}
     return [
         figures(
-            name, given[name], asked, scores[name], scores.get("base") if name != "base" else None
+            name,
+            given[name],
+            asked,
+            scores[name],
+            scores.get("base") if name != "base" else None,
+            headers,
         )
         for name in names
     ]

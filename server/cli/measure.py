@@ -1,6 +1,6 @@
 """What `nudge calibrate` and `nudge eval` share: the terminal around a run.
 
-Knows: progress bars, engines' start and end, how a run that is cut off is told of. Does not know:
+Knows: engines' start and end, how a run that is cut off is told of. Does not know:
 what is measured.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from server import backends, config
+from server.cli.progress import Telling
 from server.cli.terminal import err, out, progress, say_error
 from server.core import NudgeError
 from server.evaluation.data import Data, EvaluationError
@@ -88,7 +88,7 @@ def about(settings: config.Settings, setup: Setup, data: Data, begun: str) -> Ab
 
 def run(settings: config.Settings, setup: Setup, data: Data, totals: Mapping[str, tuple[int, int]],
         work: Work) -> None:  # fmt: skip
-    """Start the engines, do the work under progress bars, end the engines. Does nothing where
+    """Start the engines, do the work and tell how far it is, end the engines. Does nothing where
     nothing is missing.
 
     Args:
@@ -114,18 +114,8 @@ async def _run(
     await registry.start(progress(settings))
     try:
         check_prompts(registry, setup, data)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=out) as bars:
-            tasks = {
-                name: bars.add_task(name, completed=done, total=total)
-                for name, (done, total) in totals.items()
-            }
-            await work(registry, lambda name: bars.advance(tasks[name]))
+        with Telling(totals) as telling:
+            await work(registry, telling.advance)
     finally:
         await registry.aclose()
 

@@ -23,8 +23,10 @@ from server.core import (
 )
 from server.decoding.stream import stream
 from server.evaluation.data import Data, EvaluationError, Item
+from server.evaluation.endings import BY_ITSELF, looped
 from server.evaluation.store import Store
 from server.evaluation.systems import System
+from server.policies import POLICIES, TraceKind
 from server.serving.registry import Registry
 
 Tick = Callable[[str], None]
@@ -50,17 +52,26 @@ class Setup:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer as it was given. seconds: it took, while others were written beside it."""
+    """One answer as it was given.
+
+    seconds: it took, while others were written beside it. nudges: where in the text they stand, as
+    (from, to) in characters; None: nobody knows.
+    """
 
     text: str
     stop_reason: str
     seconds: float
     usage: Usage
+    nudges: Sequence[tuple[int, int]] | None = None
 
     @property
-    def stopped(self) -> bool:
-        """Whether it ended by itself, and not for want of room."""
-        return self.stop_reason not in ("length", "context")
+    def ended(self) -> bool:
+        """Whether a model ended it: nothing cut it."""
+        return self.stop_reason in BY_ITSELF
+
+    @property
+    def looped(self) -> bool:
+        return looped(self.text, self.stop_reason)
 
     def kept(self) -> dict[str, Any]:
         usage = {name: count for name, count in asdict(self.usage).items() if count}
@@ -69,12 +80,18 @@ class Answer:
             "stop_reason": self.stop_reason,
             "seconds": round(self.seconds, 4),
             "usage": usage,
+            "nudges": self.nudges,
         }
 
     @classmethod
     def of(cls, result: dict[str, Any]) -> Answer:
+        spans = result.get("nudges")
         return cls(
-            result["text"], result["stop_reason"], result["seconds"], Usage(**result["usage"])
+            result["text"],
+            result["stop_reason"],
+            result["seconds"],
+            Usage(**result["usage"]),
+            None if spans is None else [(start, end) for start, end in spans],
         )
 
 
@@ -141,18 +158,35 @@ async def answer(registry: Registry, setup: Setup, system: System, item: Item) -
         writer = registry.writer(served, prompt, setup.request, system.nudging)
     except InvalidRequest as error:
         raise EvaluationError(f"{system.name}, question {item.number + 1}: {error}") from None
-    text: list[str] = []
+    pieces: list[Piece] = []
     async with aclosing(stream(writer, setup.request)) as events:
         async for event in events:
             if isinstance(event, Piece):
-                text.append(event.text)
+                pieces.append(event)
             else:
-                return _answer(event, "".join(text), time.perf_counter() - began)
+                return _answer(system, event, pieces, time.perf_counter() - began)
     raise RuntimeError("an answer ended without saying how")
 
 
-def _answer(finished: Finished, text: str, seconds: float) -> Answer:
-    return Answer(text, finished.stop_reason, seconds, finished.usage)
+def _answer(system: System, finished: Finished, pieces: Sequence[Piece], seconds: float) -> Answer:
+    text = "".join(piece.text for piece in pieces)
+    spans = None if system.served else nudges(pieces, POLICIES[system.nudging.policy].trace)
+    return Answer(text, finished.stop_reason, seconds, finished.usage, spans)
+
+
+def nudges(pieces: Sequence[Piece], trace: TraceKind) -> list[tuple[int, int]]:
+    """Where the nudges stand. Pieces of one nudge follow each other, unless each is a round."""
+    found: list[tuple[int, int]] = []
+    at, goes_on = 0, False
+    for piece in pieces:
+        end = at + len(piece.text)
+        aligned = piece.speaker == "aligned"
+        if aligned and goes_on and trace != "rounds":
+            found[-1] = (found[-1][0], end)
+        elif aligned:
+            found.append((at, end))
+        at, goes_on = end, aligned
+    return found
 
 
 async def each(items: Sequence[Item], at_once: int, work: Callable[[Item], Any]) -> None:

@@ -21,7 +21,10 @@ from server.policies import DEFAULT, GAMMA, POLICIES, Policy, PolicySpec, Thresh
 
 _BY_NAME: dict[str, PolicySpec] = {spec.system: spec for spec in POLICIES.values()}
 
-KNOWN = ("base", "aligned", *_BY_NAME)
+ALONE = ("base", "aligned")
+"""One model alone."""
+
+KNOWN = (*ALONE, *_BY_NAME)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class System:
 def parse(name: str, model: ModelSettings) -> System:
     """A system of a served model. Raises `EvaluationError`."""
     own = model.nudging.config()
-    if name in ("base", "aligned"):
+    if name in ALONE:
         return System(name, f":{name}", own)
     kind, at, text = name.partition("@")
     spec = _BY_NAME.get(kind)
