@@ -41,7 +41,7 @@ from server.evaluation import (
 from server.evaluation.calibration import Calibration, decide, example
 from server.evaluation.data import Data, EvaluationError
 from server.evaluation.figures import Figures, figures, scored
-from server.evaluation.runs import Setup, Tick, answer_all, answers
+from server.evaluation.runs import Setup, Tick, answer_all, answers, check_prompts
 from server.evaluation.scorers import Scorer
 from server.evaluation.store import Store
 from server.evaluation.systems import ALONE, System, nudged_at, parse, to_gammas
@@ -117,11 +117,12 @@ def _measure(
     settings: config.Settings, setup: Setup, asked: Data, store: Store, swept: list[System]
 ) -> None:
     async def work(registry: Registry, tick: Tick) -> None:
+        check_prompts(registry, setup.model, asked)
         await agreement.compare_all(registry, setup, asked, store, tick)
         await answer_all(registry, setup, swept, asked, store, tick)
 
     names = [agreement.SYSTEM, *(system.name for system in swept)]
-    run(settings, setup, asked, totals(store, names, asked), work)
+    run(settings, [setup.model], totals(store, names, asked), work)
 
 
 def _calibration(

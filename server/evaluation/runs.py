@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from server.core import (
     AnswerRequest,
@@ -29,6 +29,8 @@ from server.evaluation.systems import System
 from server.policies import POLICIES, TraceKind
 from server.serving.registry import Registry
 
+T = TypeVar("T")
+
 Tick = Callable[[str], None]
 """Called with a system's name when one of its results is there."""
 
@@ -45,8 +47,14 @@ class Setup:
 
     @property
     def request(self) -> AnswerRequest:
+        return self.request_of()
+
+    def request_of(self, stop: tuple[str, ...] = ()) -> AnswerRequest:
+        """``stop``: more strings that end an answer."""
         return AnswerRequest(
-            SamplingParams(temperature=0), max_tokens=self.max_tokens, stop=self.stop
+            SamplingParams(temperature=0),
+            max_tokens=self.max_tokens,
+            stop=tuple(dict.fromkeys((*self.stop, *stop))),
         )
 
 
@@ -105,10 +113,10 @@ def missing(store: Store, names: Sequence[str], data: Data) -> int:
     return sum((name, item.number) not in store.results for name in names for item in data.items)
 
 
-def check_prompts(registry: Registry, setup: Setup, data: Data) -> None:
-    """Raises `EvaluationError` for a question that one of the models can't read, before anything
-    is answered."""
-    served = registry.resolve(setup.model)
+def check_prompts(registry: Registry, model: str, data: Data) -> None:
+    """Raises `EvaluationError` for a question that one of a pair's models can't read, before
+    anything is answered."""
+    served = registry.resolve(model)
     for item in data.items:
         try:
             pair = registry.prompts(served, item.messages)
@@ -151,15 +159,18 @@ async def answer_all(
 
 async def answer(registry: Registry, setup: Setup, system: System, item: Item) -> Answer:
     """One answer."""
-    served = registry.resolve(setup.model + system.served)
+    if system.elsewhere is not None:
+        return await system.elsewhere.answer(item, setup)
+    served = registry.resolve((system.model or setup.model) + system.served)
+    request = setup.request_of(system.stop)
     began = time.perf_counter()
     try:
         prompt = registry.prompts(served, item.messages)
-        writer = registry.writer(served, prompt, setup.request, system.nudging)
+        writer = registry.writer(served, prompt, request, system.nudging)
     except InvalidRequest as error:
         raise EvaluationError(f"{system.name}, question {item.number + 1}: {error}") from None
     pieces: list[Piece] = []
-    async with aclosing(stream(writer, setup.request)) as events:
+    async with aclosing(stream(writer, request)) as events:
         async for event in events:
             if isinstance(event, Piece):
                 pieces.append(event)
@@ -189,7 +200,7 @@ def nudges(pieces: Sequence[Piece], trace: TraceKind) -> list[tuple[int, int]]:
     return found
 
 
-async def each(items: Sequence[Item], at_once: int, work: Callable[[Item], Any]) -> None:
+async def each(items: Sequence[T], at_once: int, work: Callable[[T], Awaitable[None]]) -> None:
     """Do the work for every item, so many at a time. The first failure ends the others."""
     waiting = list(reversed(items))
 

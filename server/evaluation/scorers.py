@@ -55,8 +55,8 @@ def choice(answer: str, row: Mapping[str, Any]) -> float:
     if "choices" not in row:
         raise EvaluationError("the row has no 'choices'")
     choices = row["choices"]
-    picked = _picked(answer, choices)
-    return float(any(picked == _place(wanted, choices) for wanted in _wanted(row)))
+    place = picked(answer, choices)
+    return float(any(place == _place(wanted, choices) for wanted in _wanted(row)))
 
 
 def by_row(answer: str, row: Mapping[str, Any]) -> float:
@@ -198,7 +198,7 @@ def _place(wanted: Any, choices: Sequence[str]) -> int:
     raise EvaluationError(f"the answer {wanted!r} is none of the choices")
 
 
-def _picked(answer: str, choices: Sequence[str]) -> int | None:
+def picked(answer: str, choices: Sequence[str]) -> int | None:
     """The choice that an answer names, in this order: a letter said to be the answer, a letter at
     the beginning, one letter in brackets, the text of one choice and no other."""
     letters = LETTERS[: len(choices)]

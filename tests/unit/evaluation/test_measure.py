@@ -218,7 +218,7 @@ def test_a_systems_dot_and_its_bar_stand_at_one_height(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ):
     drawn: list[Any] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
     assert folder.nudge("eval").exit_code == 0
     scores, cost = drawn[0].axes
     dots = [y for _, y in scores.lines[0].get_xydata()]
