@@ -31,7 +31,6 @@ from server.evaluation import (
     agreement,
     calibration,
     data,
-    endings,
     plots,
     report,
     scorers,
@@ -134,11 +133,9 @@ def _calibration(
     target: float,
     judge: dict[str, Scorer],
 ) -> Calibration:
-    headers = endings.headers(settings.models[setup.model].base_prompt)
-
     def figures_of(system: str) -> Figures:
         given = answers(store, system, asked)
-        return figures(system, given, asked, scored(given, asked, judge), headers=headers)
+        return figures(system, given, asked, scored(given, asked, judge))
 
     found = {gamma: figures_of(system.name) for gamma, system in swept.items()}
     alone = {name: figures_of(name) for name in ALONE}

@@ -6,7 +6,7 @@ measured or shown.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +28,7 @@ from server.cli.measure import (
 from server.cli.paper import MAX_TOKENS, Options, paper
 from server.cli.terminal import ConfigArgument, load, out
 from server.config import Settings
-from server.evaluation import data, endings, plots, report, scorers, tasks
+from server.evaluation import data, plots, report, scorers, tasks
 from server.evaluation.data import Data, EvaluationError
 from server.evaluation.figures import Figures, figures, scored
 from server.evaluation.paper.contestants import IN_CONTEXT, LARGE
@@ -220,8 +220,7 @@ def _evaluate(
 
     with Store(to, fingerprint(settings, setup, asked), fresh=fresh) as store:
         run(settings, [setup.model], totals(store, names, asked), work)
-        headers = endings.headers(settings.models[setup.model].base_prompt)
-        found = _figures(store, names, asked, judges, headers)
+        found = _figures(store, names, asked, judges)
     description = about(settings, setup, asked, store.begun)
     plot = "systems.svg" if plots.available() else None
     if plot:
@@ -266,7 +265,6 @@ def _figures(
     names: list[str],
     asked: Data,
     judges: dict[str, Scorer],
-    headers: Sequence[str],
 ) -> list[Figures]:
     given = {name: answers(store, name, asked) for name in names}
     scores = {name: scored(given[name], asked, judges) for name in names}
@@ -277,7 +275,6 @@ def _figures(
             asked,
             scores[name],
             scores.get("base") if name != "base" else None,
-            headers,
         )
         for name in names
     ]

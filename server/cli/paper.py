@@ -94,7 +94,6 @@ def paper(
                 each,
                 given[each.task.name],
                 judge,
-                compared.headers(each.task.prefix),
                 agreement.positions_of(stores[each.task.name], each.data)
                 if options.disagreement
                 else None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from server.core import Usage
 from server.evaluation.data import Data
-from server.evaluation.endings import AT_STOP, TOO_LONG, next_turn
+from server.evaluation.endings import AT_STOP, TOO_LONG
 from server.evaluation.runs import Answer
 from server.evaluation.scorers import Scorer, score
 from server.evaluation.statistics import Estimate, bootstrap, paired
@@ -78,13 +78,8 @@ def figures(
     data: Data,
     scores: Scores,
     baseline: Scores | None = None,
-    headers: Sequence[str] = (),
 ) -> Figures:
-    """
-    Args:
-        baseline: the scores of the system that the differences are to.
-        headers: how the next turn begins in the base model's prompt.
-    """
+    """``baseline``: the scores of the system that the differences are to."""
     total = Usage.total([[answer.usage] for answer in answers])
     tokens, count = total.completion_tokens or 1, len(answers)
     seconds = sum(answer.seconds for answer in answers)
@@ -101,7 +96,7 @@ def figures(
         by_kind={kind: _of_kind(kind, data, scores) for kind in kinds},
         stop_reasons=dict(Counter(answer.stop_reason for answer in answers).most_common()),
         ended=sum(answer.ended for answer in answers) / count,
-        next_turn=sum(next_turn(answer.text, headers) for answer in answers) / count,
+        next_turn=sum(answer.next_turn for answer in answers) / count,
         looped=sum(answer.looped for answer in answers) / count,
         cut_by_length=sum(answer.stop_reason in TOO_LONG for answer in answers) / count,
         cut_at_stop=sum(answer.stop_reason in AT_STOP for answer in answers) / count,

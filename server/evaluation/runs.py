@@ -23,7 +23,7 @@ from server.core import (
 )
 from server.decoding.stream import stream
 from server.evaluation.data import Data, EvaluationError, Item
-from server.evaluation.endings import BY_ITSELF, looped
+from server.evaluation.endings import BY_ITSELF, looped, next_turn
 from server.evaluation.store import Store
 from server.evaluation.systems import System
 from server.policies import POLICIES, TraceKind
@@ -63,7 +63,8 @@ class Answer:
     """One answer as it was given.
 
     seconds: it took, while others were written beside it. nudges: where in the text they stand, as
-    (from, to) in characters; None: nobody knows.
+    (from, to) in characters; None: nobody knows. next_turn: whether it writes the next turn of
+    the base model's prompt.
     """
 
     text: str
@@ -71,6 +72,7 @@ class Answer:
     seconds: float
     usage: Usage
     nudges: Sequence[tuple[int, int]] | None = None
+    next_turn: bool = False
 
     @property
     def ended(self) -> bool:
@@ -89,6 +91,7 @@ class Answer:
             "seconds": round(self.seconds, 4),
             "usage": usage,
             "nudges": self.nudges,
+            "next_turn": self.next_turn,
         }
 
     @classmethod
@@ -100,6 +103,7 @@ class Answer:
             result["seconds"],
             Usage(**result["usage"]),
             None if spans is None else [(start, end) for start, end in spans],
+            result.get("next_turn", False),
         )
 
 
@@ -175,14 +179,22 @@ async def answer(registry: Registry, setup: Setup, system: System, item: Item) -
             if isinstance(event, Piece):
                 pieces.append(event)
             else:
-                return _answer(system, event, pieces, time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                return _answer(system, event, pieces, seconds, prompt.headers)
     raise RuntimeError("an answer ended without saying how")
 
 
-def _answer(system: System, finished: Finished, pieces: Sequence[Piece], seconds: float) -> Answer:
+def _answer(
+    system: System,
+    finished: Finished,
+    pieces: Sequence[Piece],
+    seconds: float,
+    headers: Sequence[str],
+) -> Answer:
     text = "".join(piece.text for piece in pieces)
     spans = None if system.served else nudges(pieces, POLICIES[system.nudging.policy].trace)
-    return Answer(text, finished.stop_reason, seconds, finished.usage, spans)
+    begun = next_turn(text, headers)
+    return Answer(text, finished.stop_reason, seconds, finished.usage, spans, begun)
 
 
 def nudges(pieces: Sequence[Piece], trace: TraceKind) -> list[tuple[int, int]]:

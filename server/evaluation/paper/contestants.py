@@ -19,7 +19,6 @@ from typing import Any
 
 from server.config import ModelSettings, Settings
 from server.evaluation.data import EvaluationError
-from server.evaluation.endings import headers
 from server.evaluation.paper.endpoint import Endpoint, Remote
 from server.evaluation.paper.tasks import BASE_PROMPT
 from server.evaluation.systems import KNOWN, System, parse
@@ -30,35 +29,27 @@ LARGE = "large_aligned"
 EXAMPLES = Path(__file__).with_name("in_context.jinja")
 """The base model's prompt for in-context alignment."""
 
+IN_CONTEXT_STOP = ("\n# Query:",)
+"""How its next question begins: a base model doesn't end its answer, it goes on with that."""
+
 
 @dataclass(frozen=True)
 class Contest:
     """Who takes part.
 
     name: of the model that is measured. settings: the configuration with the models that the
-    systems need. prefixed: whether questions have the task's prefix.
+    systems need.
     """
 
     name: str
     settings: Settings
     systems: Sequence[System]
-    prefixed: bool
 
     @property
     def models(self) -> list[str]:
         """All that take part, by name."""
         others = (each.model for each in self.systems if each.model)
         return list(dict.fromkeys([self.name, *others]))
-
-    def headers(self, prefix: str) -> dict[str, tuple[str, ...]]:
-        """By system: how its next turn begins, where questions have this prefix."""
-        models = self.settings.models
-        return {
-            each.name: headers(
-                models[each.model or self.name].base_prompt, prefix if self.prefixed else ""
-            )
-            for each in self.systems
-        }
 
 
 def contest(
@@ -93,8 +84,7 @@ def contest(
             chat_template=own.chat_template,
             base_prompt=text,
         )
-        stop = headers(text)[:1]
-        return System(IN_CONTEXT, ":base", own.nudging.config(), key, stop)
+        return System(IN_CONTEXT, ":base", own.nudging.config(), key, IN_CONTEXT_STOP)
 
     def large_aligned() -> System:
         nudging = own.nudging.config()
@@ -131,7 +121,7 @@ def contest(
         raise EvaluationError("name at least one system, as in --systems base,aligned,nudged")
     unique = {system.name: system for system in found}
     whole = settings.model_copy(update={"models": models})
-    return Contest(name, whole, list(unique.values()), paper_prompt)
+    return Contest(name, whole, list(unique.values()))
 
 
 def _parse(name: str, own: ModelSettings) -> System:
@@ -155,6 +145,6 @@ def depends(contest: Contest, system: System) -> dict[str, Any]:
         return {}
     model = contest.settings.models[system.model]
     own = model.model_dump(mode="json", exclude={"nudging": {"gamma", "policy"}})
-    engines = {model.base, model.aligned, *([model.untuned] if model.untuned else [])}
-    shown = {each: contest.settings.engines[each].model_dump(mode="json") for each in engines}
+    engines = contest.settings.engines
+    shown = {each: engines[each].model_dump(mode="json") for each in model.engines.values()}
     return {"model": own, "engines": shown, "stop": list(system.stop)}

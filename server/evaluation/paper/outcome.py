@@ -61,19 +61,16 @@ def outcome(
     asked: Asked,
     given: Mapping[str, Sequence[Answer]],
     judge: Judge | None,
-    headers: Mapping[str, Sequence[str]],
     positions: Sequence[Position] | None,
 ) -> Outcome:
     """
     Args:
         given: by system, in the order of the questions. judge: has judged them all.
-        headers: by system, how its next turn begins.
     """
     scores = {name: scored(asked, answers, judge) for name, answers in given.items()}
     counts = next(iter(next(iter(scores.values()))), None)
     found = {
-        name: figures(name, answers, asked.data, scores[name], headers=headers[name])
-        for name, answers in given.items()
+        name: figures(name, answers, asked.data, scores[name]) for name, answers in given.items()
     }
     return Outcome(
         asked.task.name,

@@ -24,9 +24,14 @@ SAFETY = ("safety",)
 
 BASE_PROMPT = """\
 {% if system %}{{ system }}
-{% endif %}{% for message in turns %}{{ message.content }}
-{% endfor %}"""
-"""The base model's prompt: instruction, question, and a line break."""
+{% endif %}{% for message in turns %}{% if message.role == "user" %}\
+{% if "Question: " not in message.content and "Instruction: " not in message.content %}Question: \
+{% endif %}{{ message.content }}
+{% else %}{{ message.content }}
+
+{% endif %}{% endfor %}"""
+"""The base model's prompt: instruction, question, and a line break. A question brings its prefix
+along; that it stands here too tells the server how this prompt's next turn would begin."""
 
 
 @dataclass(frozen=True)

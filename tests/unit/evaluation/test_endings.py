@@ -1,4 +1,4 @@
-"""How answers end, what a base prompt's turns begin with, and nudges in words."""
+"""How answers end, where their nudges stand, nudges in words, and progress."""
 
 from __future__ import annotations
 
@@ -13,33 +13,23 @@ from server.evaluation import endings
 from server.evaluation.runs import nudges
 from server.evaluation.words import nudged_words
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 
 @pytest.mark.parametrize(
-    ("template", "prefix", "headers"),
+    ("text", "found"),
     [
-        (None, "", ("\nQuestion:", "\nAnswer:")),
-        ("{{ question }} A:", "", ()),
-        ("{% for m in turns %}{{ m.content }}\n{% endfor %}", "", ()),
-        ("{% for m in turns %}{{ m.content }}\n{% endfor %}", "Question: ", ("\nQuestion:",)),
-        (CHATML, "", ("<|im_end|>",)),
-        ("Q: {{ question }}\nA: ", "", ("\nA:",)),
-        ("{{ messages[7].content }}", "", ()),
+        ("It is 5.\n\nQuestion: And?", True),
+        ("It is 5.\nAnswer: 5", True),
+        ("It is 5.<|im_end|>", True),
+        ("The Question: is it 5? Answer: 5", False),
+        ("Answer: 5", False),
+        ("It is 5.\nQuest", False),
+        ("", False),
     ],
 )
-def test_the_headers_of_a_base_prompt(template: str | None, prefix: str, headers: tuple[str, ...]):
-    assert endings.headers(template, prefix) == headers
-
-
-def test_the_next_turn_is_found():
-    headers = endings.headers(None)
-    assert endings.next_turn("It is 5.\n\nQuestion: And?", headers)
-    assert endings.next_turn("It is 5.\nAnswer: 5", headers)
-    assert not endings.next_turn("The Question: is it 5? Answer: 5", headers)
+def test_the_next_turn_is_found(text: str, found: bool):
+    headers = ("\nQuestion:", "\nAnswer:", "<|im_end|>")
+    assert endings.next_turn(text, headers) is found
+    assert not endings.next_turn(text, ())
 
 
 @pytest.mark.parametrize(

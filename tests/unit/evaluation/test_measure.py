@@ -151,8 +151,8 @@ def scripted(folder: Folder, base: list[Any], aligned: list[Any]) -> None:
 
 
 def test_a_pair_whose_answers_no_model_ends_suits_no_gamma(folder: Folder):
-    """The base model is certain that after an answer comes the next question."""
-    rambling = [["It is so. Yes!\n\nQuestion: And why is it?\nAnswer: It is so. ", 0.9]] * 4
+    """The base model is certain that there is always more to say."""
+    rambling = [[f"Thing {n} is so. ", 0.9] for n in range(40)]
     scripted(folder, rambling, [["It is so.", 0.9]])
     result = folder.nudge("calibrate", "--gammas", "0.2,0.4", "--max-tokens", "60")
     assert result.exit_code == 0, result.output
@@ -160,12 +160,20 @@ def test_a_pair_whose_answers_no_model_ends_suits_no_gamma(folder: Folder):
     report = folder.report()
     assert report["decision"] == {"suggestion": None, "unending": [], "cut": 0}
     for found in (*report["figures"].values(), report["alone"]["base"]):
-        assert (found["ended"], found["next_turn"], found["cut_by_length"]) == (0, 1, 1)
+        assert (found["ended"], found["cut_by_length"]) == (0, 1)
     assert report["alone"]["aligned"]["ended"] == 1
     suggested = (folder.out / "suggested.yaml").read_text()
     assert suggested.startswith("# No γ suits this pair: ")
     assert yaml.safe_load(suggested) is None
     assert "No γ suits" in (folder.out / "report.md").read_text()
+
+
+def test_a_next_turn_that_is_written_is_told(folder: Folder):
+    going_on = [["It is so.\n\nQuestion: And why is it?\nAnswer: Because.", 0.9]]
+    scripted(folder, going_on, [["It is so.", 0.9]])
+    assert folder.nudge("eval").exit_code == 0
+    assert [each["next_turn"] for each in folder.report()["systems"]] == [1, 0, 0]
+    assert [each["ended"] for each in folder.report()["systems"]] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
