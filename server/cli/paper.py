@@ -222,18 +222,17 @@ def _report(
 
 
 def _show(outcomes: Sequence[Outcome]) -> None:
-    told = counted(outcomes)
-    table = Table("system", *(each.task for each in told), "mean", "ended", "nudged", box=None)
+    """The means; the tasks are in the report."""
+    told = len(counted(outcomes))
+    table = Table("system", f"mean of {told} tasks", "ended", "nudged", box=None)
     for name in outcomes[0].figures:
         found = [each.figures[name] for each in outcomes]
-        ended = sum(each.ended for each in found) / len(found)
-        nudged = sum(each.nudged_share for each in found) / len(found)
         mean = mean_of(outcomes, name)
+        nudged = sum(each.nudged_share for each in found) / len(found)
         table.add_row(
             name,
-            *(f"{100 * each.figures[name].scores[each.scored_by or ''].mean:.1f}" for each in told),
             "–" if mean is None else estimate(mean),
-            percent(ended),
+            percent(sum(each.ended for each in found) / len(found)),
             "–" if found[0].nudged_words is None else percent(nudged),
         )
     out.print(table)

@@ -64,7 +64,8 @@ def _scores(outcomes: Sequence[Outcome], systems: Sequence[str]) -> list[str]:
     told = [each for each in outcomes if each.scored_by and not each.rated]
     if not told:
         return []
-    head = ["system", *(each.task for each in told), f"mean of {len(told)}"]
+    head = ["system", *(f"{each.task} ({each.scored_by})" for each in told)]
+    head.append(f"mean of {len(told)}")
     rows = [
         [
             system,
@@ -73,13 +74,12 @@ def _scores(outcomes: Sequence[Outcome], systems: Sequence[str]) -> list[str]:
         ]
         for system in systems
     ]
-    rows.append(["*scored by*", *(each.scored_by or "" for each in told), ""])
-    rows.append(["*questions*", *(str(each.questions) for each in told), ""])
     return [
         "## Scores",
         "",
         *report.table(head, rows),
         "",
+        f"Questions: {', '.join(f'{each.task} {each.questions}' for each in told)}. "
         "In per cent, with 95 % intervals (percentile bootstrap over questions, seeded; of the "
         "mean, over each task's questions by themselves). Rule: the last number, as the authors "
         "do. Judge: a model that sees question, answer and right answer. Extracted: what the "
