@@ -205,6 +205,20 @@ def test_without_a_judge_answers_are_scored_by_what_is_extracted(desk: Desk):
     assert "| mean of 2 |" in desk.text()
 
 
+def test_in_context_alignment_ends_where_the_next_question_begins(desk: Desk):
+    script = '[["It is 7.\\n\\n# Query:\\nAnd 8?", 0.9]]'
+    text = desk.config.read_text()
+    start, end = text.index("[["), text.index("]]}") + 2
+    desk.config.write_text(text[:start] + script + text[end:])
+    args = ["--task", "gsm8k", "--systems", "in_context,base", "--no-disagreement"]
+    assert desk.local(*args).exit_code == 0
+    found = {(each["system"], each["text"], each["stop_reason"]) for each in desk.lines("gsm8k")}
+    assert found == {
+        ("in_context", "It is 7.\n", "stop_string"),
+        ("base", "It is 7.\n\n# Query:\nAnd 8?", "end_of_text"),
+    }
+
+
 def test_both_models_read_the_papers_prompt(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     from server.serving.registry import Registry
 

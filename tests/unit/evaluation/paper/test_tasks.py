@@ -218,6 +218,9 @@ def test_the_mean_of_tasks_counts_each_the_same():
     found = stratified([[1.0] * 400, [0.0, 1.0]])
     assert found.mean == 0.75
     assert (found.low, found.high) == (0.5, 1.0)  # only the second one varies
+    one, two = (stratified([[0.0, 1.0] * 50] * count) for count in (1, 2))
+    narrower = (one.high - one.low) / (two.high - two.low)
+    assert narrower == pytest.approx(2**0.5, rel=0.1), "each is resampled by itself"
 
 
 def test_what_a_gamma_catches():
