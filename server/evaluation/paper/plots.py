@@ -58,11 +58,11 @@ def _recall(outcomes: Sequence[Outcome], path: Path) -> None:
 
 def _shares(outcomes: Sequence[Outcome], nudged: Sequence[str], path: Path) -> None:
     """The nudged share of each task: bars in tokens, dots in words."""
-    figure, axes = canvas(1, 1, 9, 1.4 + 0.28 * len(outcomes) * max(1, len(nudged)))
+    figure, axes = canvas(1, 1, 9, 1.4 + 0.2 * len(outcomes) * max(1, len(nudged)))
     axis = axes[0][0]
     height = 0.8 / len(nudged)
-    for number, name in enumerate(nudged):
-        places = [place + height * number - 0.4 + height / 2 for place in range(len(outcomes))]
+    for number, name in enumerate(nudged):  # from the top
+        places = [place + 0.4 - height * (number + 0.5) for place in range(len(outcomes))]
         found = [each.figures[name] for each in reversed(outcomes)]
         colour = COLOURS[number % len(COLOURS)]
         axis.barh(places, [100 * f.nudged_share for f in found], height, color=colour, label=name)
