@@ -65,8 +65,8 @@ def calibrate(
     scorer: Annotated[
         str | None,
         typer.Option(
-            help="exact, contains, number, choice, module:function or file.py:function. [default: "
-            "one that suits the answers, if there are any]"
+            help="exact, contains, number, choice, by_row, module:function or file.py:function.",
+            show_default="one that suits the answers, if there are any",
         ),
     ] = None,
     max_tokens: MaxTokensOption = 256,

@@ -43,7 +43,7 @@ KEY = "OPENAI_API_KEY"
 
 KeyOption = Annotated[
     str | None,
-    typer.Option(help=f"The environment variable that holds that endpoint's key. [default: {KEY}]"),
+    typer.Option(help="The environment variable that holds that endpoint's key.", show_default=KEY),
 ]
 
 SYSTEMS = "base,aligned,nudged"
@@ -56,7 +56,8 @@ def evaluate(
         typer.Option(
             "--data",
             help="JSON Lines with 'prompt' or 'messages' and 'answer'; or the task demo. With "
-            "--task or --suite: a folder of their files. [default: from the hub]",
+            "--task or --suite: a folder of their files.",
+            show_default="of the paper's tasks: the hub",
         ),
     ] = None,
     task: Annotated[
@@ -70,14 +71,16 @@ def evaluate(
         typer.Option(
             help=f"Who is compared: {', '.join(KNOWN)}; with a threshold as in nudged@0.3. With "
             f"--task or --suite also {IN_CONTEXT}, {LARGE}, and MODEL/SYSTEM for another model of "
-            "the configuration. [default: base,aligned,nudged]"
+            "the configuration.",
+            show_default=SYSTEMS,
         ),
     ] = None,
     scorer: Annotated[
         list[str] | None,
         typer.Option(
             help="exact, contains, number, choice, by_row, module:function or file.py:function; "
-            "may be given several times. [default: one that suits the answers]"
+            "may be given several times.",
+            show_default="one that suits the answers",
         ),
     ] = None,
     model: ModelOption = None,
@@ -85,7 +88,8 @@ def evaluate(
         int | None,
         typer.Option(
             min=1,
-            help="Tokens of an answer at most. [default: 256; the paper's 512 for its tasks]",
+            help="Tokens of an answer at most.",
+            show_default="256; the paper's 512 for its tasks",
         ),
     ] = None,
     stop: StopOption = None,
@@ -101,7 +105,8 @@ def evaluate(
     prompts: Annotated[
         Literal["paper", "own"] | None,
         typer.Option(
-            help="Of the paper's tasks: the paper's prompts, or the pair's own. [default: paper]"
+            help="Of the paper's tasks: the paper's prompts, or the pair's own.",
+            show_default="paper",
         ),
     ] = None,
     large: Annotated[
@@ -118,14 +123,15 @@ def evaluate(
         typer.Option(help="An OpenAI-compatible endpoint (…/v1) whose model judges answers."),
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option(help="Its model. [default: the paper's for each task]")
+        str | None, typer.Option(help="Its model.", show_default="the paper's for each task")
     ] = None,
     judge_key: KeyOption = None,
     disagreement: Annotated[
         bool | None,
         typer.Option(
             "--disagreement/--no-disagreement",
-            help="Of the paper's tasks: look where the two models disagree, too. [default: yes]",
+            help="Of the paper's tasks: look where the two models disagree, too.",
+            show_default="yes",
         ),
     ] = None,
     to: Annotated[

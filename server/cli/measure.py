@@ -29,7 +29,7 @@ Work = Callable[[Registry, Tick], Awaitable[None]]
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Which of the configuration's models. [default: its first]"),
+    typer.Option("--model", help="Which of the configuration's models.", show_default="its first"),
 ]
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")]
 StopOption = Annotated[
