@@ -27,14 +27,23 @@ from server.cli.measure import (
     totals,
 )
 from server.cli.terminal import ConfigArgument, load, out
-from server.evaluation import agreement, data, plots, report, scorers, statistics, tasks
+from server.evaluation import (
+    agreement,
+    calibration,
+    data,
+    plots,
+    report,
+    scorers,
+    statistics,
+    tasks,
+)
+from server.evaluation.calibration import Calibration, decide, example
 from server.evaluation.data import Data, EvaluationError
-from server.evaluation.figures import figures, scored
-from server.evaluation.report import Calibration
-from server.evaluation.runs import Setup, Tick, answer_all, answers
+from server.evaluation.figures import Figures, figures, scored
+from server.evaluation.runs import Setup, Tick, answer_all, answers, check_prompts
 from server.evaluation.scorers import Scorer
 from server.evaluation.store import Store
-from server.evaluation.systems import System, nudged_at, to_gammas
+from server.evaluation.systems import ALONE, System, nudged_at, parse, to_gammas
 from server.serving.registry import Registry
 
 GAMMAS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"
@@ -56,8 +65,8 @@ def calibrate(
     scorer: Annotated[
         str | None,
         typer.Option(
-            help="exact, contains, number, choice, module:function or file.py:function. [default: "
-            "one that suits the answers, if there are any]"
+            help="exact, contains, number, choice, by_row, module:function or file.py:function.",
+            show_default="one that suits the answers, if there are any",
         ),
     ] = None,
     max_tokens: MaxTokensOption = 256,
@@ -82,7 +91,8 @@ def calibrate(
             gamma: nudged_at(gamma, settings.models[setup.model]) for gamma in to_gammas(gammas)
         }
         with Store(to, fingerprint(settings, setup, asked), fresh=fresh) as store:
-            _measure(settings, setup, asked, store, list(swept.values()))
+            alone = [parse(name, settings.models[setup.model]) for name in ALONE]
+            _measure(settings, setup, asked, store, [*alone, *swept.values()])
             found = _calibration(settings, setup, asked, store, swept, target, judge)
         _report(settings, setup, found, next(iter(judge), None), to)
 
@@ -94,6 +104,7 @@ def _asked(prompts: str, limit: int | None, scorer: str | None) -> tuple[Data, d
     task = tasks.find(prompts, limit)
     asked = data.read(Path(prompts), limit) if task is None else task.data
     if scorer is not None:
+        scorers.check(scorer, asked.items)
         return asked, {scorer: scorers.find(scorer)}
     if task is not None:
         return asked, dict(list(task.scorers.items())[:1])
@@ -105,11 +116,12 @@ def _measure(
     settings: config.Settings, setup: Setup, asked: Data, store: Store, swept: list[System]
 ) -> None:
     async def work(registry: Registry, tick: Tick) -> None:
+        check_prompts(registry, setup.model, asked)
         await agreement.compare_all(registry, setup, asked, store, tick)
         await answer_all(registry, setup, swept, asked, store, tick)
 
     names = [agreement.SYSTEM, *(system.name for system in swept)]
-    run(settings, setup, asked, totals(store, names, asked), work)
+    run(settings, [setup.model], totals(store, names, asked), work)
 
 
 def _calibration(
@@ -121,25 +133,32 @@ def _calibration(
     target: float,
     judge: dict[str, Scorer],
 ) -> Calibration:
-    found = {}
-    for gamma, system in swept.items():
-        given = answers(store, system.name, asked)
-        found[gamma] = figures(system.name, given, asked, scored(given, asked, judge))
-    unending = statistics.unending([(gamma, each.stopped) for gamma, each in found.items()])
-    shares = [(g, f.nudged_share) for g, f in found.items() if g not in unending]
-    suggestion = statistics.suggest(shares, target)
+    def figures_of(system: str) -> Figures:
+        given = answers(store, system, asked)
+        return figures(system, given, asked, scored(given, asked, judge))
+
+    found = {gamma: figures_of(system.name) for gamma, system in swept.items()}
+    alone = {name: figures_of(name) for name in ALONE}
+    decision = decide(found, alone["aligned"], target)
+    names = {f"γ = {gamma:g}": system.name for gamma, system in swept.items()}
+    names |= {f"{name} alone": name for name in ALONE}
+    examples = {shown: example(answers(store, name, asked)[0]) for shown, name in names.items()}
     positions = agreement.positions_of(store, asked)
     if not positions:
         raise EvaluationError("the aligned model wrote nothing at all for these prompts")
+    below = None
+    if decision.suggestion is not None:
+        below = statistics.found_below(positions, decision.suggestion.gamma)
     return Calibration(
         about(settings, setup, asked, store.begun),
         target,
         found,
-        suggestion,
-        unending,
+        alone,
+        decision,
+        examples,
         statistics.by_top_prob(positions),
         agreement.average(positions),
-        statistics.found_below(positions, suggestion.gamma),
+        below,
     )
 
 
@@ -152,11 +171,11 @@ def _report(
         plots.gammas(found, scorer, folder / names[0])
         plots.disagreement(found, folder / names[1])
     own = settings.models[setup.model].model_dump(mode="json", exclude_unset=True)
-    snippet = report.snippet(setup.model, own, found.suggestion.gamma)
+    snippet = calibration.snippet(found, own)
     (folder / "suggested.yaml").write_text(snippet, "utf-8")
     report.write_json(folder / "report.json", found)
-    (folder / "report.md").write_text(report.calibration(found, scorer, snippet, names), "utf-8")
-    for paragraph in report.advice(found, scorer):
+    (folder / "report.md").write_text(calibration.text(found, scorer, snippet, names), "utf-8")
+    for paragraph in calibration.advice(found, scorer):
         out.print(paragraph.replace("**", ""), markup=False)
     if not names:
         out.print(f"no plots: {plots.INSTALL}", markup=False)

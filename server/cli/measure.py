@@ -1,6 +1,6 @@
 """What `nudge calibrate` and `nudge eval` share: the terminal around a run.
 
-Knows: progress bars, engines' start and end, how a run that is cut off is told of. Does not know:
+Knows: engines' start and end, how a run that is cut off is told of. Does not know:
 what is measured.
 """
 
@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from server import backends, config
+from server.cli.progress import Telling
 from server.cli.terminal import err, out, progress, say_error
 from server.core import NudgeError
 from server.evaluation.data import Data, EvaluationError
 from server.evaluation.report import About
-from server.evaluation.runs import Setup, Tick, check_prompts
+from server.evaluation.runs import Setup, Tick
 from server.evaluation.store import Store
 from server.serving.registry import Registry
 
@@ -29,7 +29,7 @@ Work = Callable[[Registry, Tick], Awaitable[None]]
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Which of the configuration's models. [default: its first]"),
+    typer.Option("--model", help="Which of the configuration's models.", show_default="its first"),
 ]
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")]
 StopOption = Annotated[
@@ -69,14 +69,17 @@ def fingerprint(settings: config.Settings, setup: Setup, data: Data) -> dict[str
     }
 
 
-def about(settings: config.Settings, setup: Setup, data: Data, begun: str) -> About:
+def about(
+    settings: config.Settings, setup: Setup, data: Data, begun: str, questions: int | None = None
+) -> About:
+    """``questions``: how many there are, where ``data`` doesn't hold them."""
     model = settings.models[setup.model]
     return About(
         model=setup.model,
         base=_shown(settings.engines[model.base].model),
         aligned=_shown(settings.engines[model.aligned].model),
         data=data.name,
-        questions=len(data.items),
+        questions=len(data.items) if questions is None else questions,
         max_tokens=setup.max_tokens,
         at_once=setup.at_once,
         stop=setup.stop,
@@ -86,10 +89,14 @@ def about(settings: config.Settings, setup: Setup, data: Data, begun: str) -> Ab
     )
 
 
-def run(settings: config.Settings, setup: Setup, data: Data, totals: Mapping[str, tuple[int, int]],
-        work: Work) -> None:  # fmt: skip
-    """Start the engines, do the work under progress bars, end the engines. Does nothing where
-    nothing is missing.
+def run(
+    settings: config.Settings,
+    models: Sequence[str],
+    totals: Mapping[str, tuple[int, int]],
+    work: Work,
+) -> None:
+    """Start the engines of some models, do the work and tell how far it is, end the engines. Does
+    nothing where nothing is missing.
 
     Args:
         totals: by system, how many results are there and how many there will be.
@@ -100,32 +107,20 @@ def run(settings: config.Settings, setup: Setup, data: Data, totals: Mapping[str
     if all(done == total for done, total in totals.values()):
         out.print("every answer is there already; no engine is started")
         return
-    asyncio.run(_run(settings, setup, data, totals, work))
+    asyncio.run(_run(settings, models, totals, work))
 
 
 async def _run(
     settings: config.Settings,
-    setup: Setup,
-    data: Data,
+    models: Sequence[str],
     totals: Mapping[str, tuple[int, int]],
     work: Work,
 ) -> None:
-    registry = Registry(_only(settings, setup.model))
+    registry = Registry(_only(settings, models))
     await registry.start(progress(settings))
     try:
-        check_prompts(registry, setup, data)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=out) as bars:
-            tasks = {
-                name: bars.add_task(name, completed=done, total=total)
-                for name, (done, total) in totals.items()
-            }
-            await work(registry, lambda name: bars.advance(tasks[name]))
+        with Telling(totals) as telling:
+            await work(registry, telling.advance)
     finally:
         await registry.aclose()
 
@@ -160,13 +155,13 @@ def totals(store: Store, names: list[str], data: Data) -> dict[str, tuple[int, i
     }
 
 
-def _only(settings: config.Settings, name: str) -> config.Settings:
-    """The configuration with one model and the engines that it needs."""
-    model = settings.models[name]
-    wanted = model.engines.values()
+def _only(settings: config.Settings, names: Sequence[str]) -> config.Settings:
+    """The configuration with some models and the engines that they need."""
+    models = {name: settings.models[name] for name in names}
+    wanted = {engine for each in models.values() for engine in each.engines.values()}
     return settings.model_copy(
         update={
-            "models": {name: model},
+            "models": models,
             "engines": {k: v for k, v in settings.engines.items() if k in wanted},
         }
     )

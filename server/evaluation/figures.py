@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from server.core import Usage
 from server.evaluation.data import Data
+from server.evaluation.endings import AT_STOP, TOO_LONG
 from server.evaluation.runs import Answer
 from server.evaluation.scorers import Scorer, score
 from server.evaluation.statistics import Estimate, bootstrap, paired
+from server.evaluation.words import nudged_words
 
 Scores = Mapping[str, Sequence[float]]
 """By scorer: a number from 0 to 1 for each answer, in the data's order."""
@@ -25,7 +27,11 @@ class Figures:
 
     scores: by scorer, the mean with its 95 % interval. differences: the paired differences to a
         baseline. by_kind: by kind of question and scorer, the mean.
-    stopped: share of answers that ended by themselves. nudged_share: of all tokens.
+    ended: the share of answers that a model ended. next_turn: that write the next turn of their own
+        prompt. looped: that a loop guard cut, or that say a sentence three times. cut_by_length,
+        cut_at_stop: that a limit or a stop string cut.
+    nudged_share: of all tokens. nudged_words: of an answer's words, in the mean, as the authors
+        count; None for one model alone.
     base_steps, aligned_steps, untuned_steps: decode positions per token of an answer.
     rounds, tokens, seconds: of an answer, in the mean. tokens_per_s: of one answer, while as many
         others were written as the run allowed.
@@ -37,8 +43,13 @@ class Figures:
     differences: Mapping[str, Estimate]
     by_kind: Mapping[str, Mapping[str, float]]
     stop_reasons: Mapping[str, int]
-    stopped: float
+    ended: float
+    next_turn: float
+    looped: float
+    cut_by_length: float
+    cut_at_stop: float
     nudged_share: float
+    nudged_words: float | None
     rounds: float
     tokens: float
     base_steps: float
@@ -84,8 +95,13 @@ def figures(
         },
         by_kind={kind: _of_kind(kind, data, scores) for kind in kinds},
         stop_reasons=dict(Counter(answer.stop_reason for answer in answers).most_common()),
-        stopped=sum(answer.stopped for answer in answers) / count,
+        ended=sum(answer.ended for answer in answers) / count,
+        next_turn=sum(answer.next_turn for answer in answers) / count,
+        looped=sum(answer.looped for answer in answers) / count,
+        cut_by_length=sum(answer.stop_reason in TOO_LONG for answer in answers) / count,
+        cut_at_stop=sum(answer.stop_reason in AT_STOP for answer in answers) / count,
         nudged_share=total.nudged_share,
+        nudged_words=_in_words(answers),
         rounds=total.rounds / count,
         tokens=total.completion_tokens / count,
         base_steps=total.base_steps / tokens,
@@ -94,6 +110,11 @@ def figures(
         seconds=seconds / count,
         tokens_per_s=total.completion_tokens / (seconds or 1),
     )
+
+
+def _in_words(answers: Sequence[Answer]) -> float | None:
+    shares = [nudged_words(each.text, each.nudges) for each in answers if each.nudges is not None]
+    return sum(shares) / len(shares) if shares else None
 
 
 def _of_kind(kind: str, data: Data, scores: Scores) -> dict[str, float]:

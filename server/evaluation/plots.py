@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from server.evaluation.calibration import Calibration
 from server.evaluation.figures import Figures
-from server.evaluation.report import Calibration
 from server.evaluation.statistics import WARN_SHARE
 
 INSTALL = "matplotlib is not installed; pip install 'nudging-server[plots]'"
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"
+COLOURS = (BLUE, ORANGE, GREEN, PINK, GREY)
 _MARKERS = "osD^v"
 
 
@@ -26,7 +27,8 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+def canvas(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its axes."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -46,7 +48,8 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """The same figures give the same file."""
     from matplotlib import pyplot
 
     metadata = {"Date": None} if path.suffix == ".svg" else None
@@ -56,27 +59,28 @@ def _save(figure: Any, path: Path) -> None:
 
 def gammas(found: Calibration, scorer: str | None, path: Path) -> None:
     """Nudged share, and the score or the rounds, over γ."""
-    figure, axes = _figure(1, 2, 9, 3.6)
+    figure, axes = canvas(1, 2, 9, 3.6)
     share, other = axes[0]
     xs = list(found.figures)
     each = list(found.figures.values())
     share.plot(xs, [100 * f.nudged_share for f in each], "o-", color=BLUE, label="measured")
-    if found.unending:
-        left_out = [100 * found.figures[gamma].nudged_share for gamma in found.unending]
+    if unending := found.decision.unending:
+        left_out = [100 * found.figures[gamma].nudged_share for gamma in unending]
         label = "left out: answers seldom end"
-        share.plot(found.unending, left_out, "o", color=BLUE, markerfacecolor="white", label=label)
+        share.plot(unending, left_out, "o", color=BLUE, markerfacecolor="white", label=label)
     share.axhline(100 * found.target, color=GREY, linestyle=":", label="target")
     share.axhline(
         100 * WARN_SHARE, color=ORANGE, linestyle="--", label="pairs tend to do badly above"
     )
-    share.plot(
-        [found.suggestion.gamma],
-        [100 * found.suggestion.share],
-        "D",
-        color=PINK,
-        markersize=9,
-        label=f"suggested: γ = {found.suggestion.gamma:.3g}",
-    )
+    if suggestion := found.decision.suggestion:
+        share.plot(
+            [suggestion.gamma],
+            [100 * suggestion.share],
+            "D",
+            color=PINK,
+            markersize=9,
+            label=f"suggested: γ = {suggestion.gamma:.3g}",
+        )
     share.set_ylabel("nudged tokens, %")
     share.set_ylim(0, max(100 * WARN_SHARE * 1.15, *(105 * f.nudged_share for f in each)))
     share.legend(frameon=False, fontsize=8)
@@ -92,15 +96,16 @@ def gammas(found: Calibration, scorer: str | None, path: Path) -> None:
         other.set_ylabel("rounds an answer")
         other.set_ylim(0)
     for axis in axes[0]:
-        axis.axvline(found.suggestion.gamma, color=PINK, linewidth=0.8)
+        if suggestion:
+            axis.axvline(suggestion.gamma, color=PINK, linewidth=0.8)
         axis.set_xlabel("γ")
         axis.grid(axis="y", alpha=0.25)
-    _save(figure, path)
+    save(figure, path)
 
 
 def disagreement(found: Calibration, path: Path) -> None:
     """The share of disagreements by p1, and how many positions each share is of."""
-    figure, axes = _figure(2, 1, 6.4, 4.8)
+    figure, axes = canvas(2, 1, 6.4, 4.8)
     shares, counts = axes[0][0], axes[1][0]
     centres = [(b.low + b.high) / 2 for b in found.bins]
     width = 0.9 / len(found.bins)
@@ -124,22 +129,21 @@ def disagreement(found: Calibration, path: Path) -> None:
     counts.set_yscale("log")
     counts.set_ylim(0.7)
     for axis in (shares, counts):
-        axis.axvline(
-            found.suggestion.gamma,
-            color=PINK,
-            label=f"suggested: γ = {found.suggestion.gamma:.3g}",
-        )
+        if suggestion := found.decision.suggestion:
+            label = f"suggested: γ = {suggestion.gamma:.3g}"
+            axis.axvline(suggestion.gamma, color=PINK, label=label)
         axis.set_xlim(0, 1)
         axis.set_xticks([n / 10 for n in range(11)])
     counts.set_xlabel("p1, the base model's top-1 probability")
-    shares.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
-    _save(figure, path)
+    if found.decision.suggestion:
+        shares.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
+    save(figure, path)
 
 
 def systems(compared: Sequence[Figures], scorers: Sequence[str], path: Path) -> None:
     """Scores with their intervals, and what a token costs."""
     rows = list(reversed(compared))
-    figure, axes = _figure(1, 2, 9, 1.3 + 0.42 * len(rows))
+    figure, axes = canvas(1, 2, 9, 1.3 + 0.42 * len(rows))
     scores, cost = axes[0]
     places = range(len(rows))
     for number, name in enumerate(scorers):
@@ -169,5 +173,6 @@ def systems(compared: Sequence[Figures], scorers: Sequence[str], path: Path) -> 
     cost.set_yticks(places, [""] * len(rows))
     cost.set_xlabel("positions decoded for a token of an answer")
     for axis in (scores, cost):
+        axis.set_ylim(-0.5, len(rows) - 0.5)  # a system's dot and its bar at one height
         axis.legend(frameon=False, fontsize=8, loc="lower center", ncols=4, bbox_to_anchor=(0.5, 1))
-    _save(figure, path)
+    save(figure, path)

@@ -52,9 +52,17 @@ def choice(answer: str, row: Mapping[str, Any]) -> float:
 
     ``row["answer"]`` is the letter, the text, or the place from 0.
     """
+    if "choices" not in row:
+        raise EvaluationError("the row has no 'choices'")
     choices = row["choices"]
-    picked = _picked(answer, choices)
-    return float(any(picked == _place(wanted, choices) for wanted in _wanted(row)))
+    place = picked(answer, choices)
+    return float(any(place == _place(wanted, choices) for wanted in _wanted(row)))
+
+
+def by_row(answer: str, row: Mapping[str, Any]) -> float:
+    """``choice`` where the row has ``choices``; ``number`` where its answer is one; ``contains``
+    otherwise."""
+    return BUILT_IN[_suited(row)](answer, row)
 
 
 BUILT_IN: dict[str, Scorer] = {
@@ -62,17 +70,37 @@ BUILT_IN: dict[str, Scorer] = {
     "contains": contains,
     "number": number,
     "choice": choice,
+    "by_row": by_row,
 }
+
+
+def _suited(row: Mapping[str, Any]) -> str:
+    if "choices" in row:
+        return "choice"
+    return "number" if all(to_number(each) is not None for each in _wanted(row)) else "contains"
 
 
 def default(items: Sequence[Item]) -> str | None:
     """The name of the scorer that suits some data; None where it has no answers."""
     if not all("answer" in item.row for item in items):
         return None
-    if all("choices" in item.row for item in items):
-        return "choice"
-    wanted = [each for item in items for each in _wanted(item.row)]
-    return "number" if all(to_number(each) is not None for each in wanted) else "contains"
+    suited = {_suited(item.row) for item in items}
+    if len(suited) == 1:
+        return suited.pop()
+    return "by_row" if "choice" in suited else "contains"
+
+
+def check(name: str, items: Sequence[Item]) -> None:
+    """Raises `EvaluationError` where a scorer that is built in can't judge a row: before anything
+    is answered."""
+    needs = {"choice": ("answer", "choices")}.get(name, ("answer",))
+    for item in items if name in BUILT_IN else ():
+        if lacking := [key for key in needs if key not in item.row]:
+            advice = "; leave --scorer out, and each row has the one that suits it"
+            raise EvaluationError(
+                f"row {item.number + 1} has no {lacking[0]!r}, which the scorer {name!r} needs"
+                + (advice if lacking[0] == "choices" else "")
+            )
 
 
 def find(name: str) -> Scorer:
@@ -170,7 +198,7 @@ def _place(wanted: Any, choices: Sequence[str]) -> int:
     raise EvaluationError(f"the answer {wanted!r} is none of the choices")
 
 
-def _picked(answer: str, choices: Sequence[str]) -> int | None:
+def picked(answer: str, choices: Sequence[str]) -> int | None:
     """The choice that an answer names, in this order: a letter said to be the answer, a letter at
     the beginning, one letter in brackets, the text of one choice and no other."""
     letters = LETTERS[: len(choices)]

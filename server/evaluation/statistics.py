@@ -32,14 +32,24 @@ class Estimate:
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> Estimate:
     """The mean of some values, by the percentile bootstrap (Efron 1979). At least one value."""
-    found = np.asarray(values, dtype=float)
-    mean = float(found.mean())
-    means = np.concatenate(
-        [found[_picks(len(found), count, seed + n)].mean(1) for n, count in _parts(len(found))]
-    )
+    return stratified([values], seed)
+
+
+def stratified(groups: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
+    """The mean of the means of several groups, each of which is resampled by itself."""
+    mean = float(np.mean([np.mean(values) for values in groups]))
+    means = np.mean([_resampled(each, seed + 1000 * n) for n, each in enumerate(groups)], axis=0)
     low, high = np.quantile(means, [0.025, 0.975])
     # The mean itself is one of the possible ones: rounding must not put it outside.
     return Estimate(mean, min(float(low), mean), max(float(high), mean))
+
+
+def _resampled(values: Sequence[float], seed: int) -> NDArray[np.float64]:
+    """The means of the resamples."""
+    found = np.asarray(values, dtype=float)
+    return np.concatenate(
+        [found[_picks(len(found), count, seed + n)].mean(1) for n, count in _parts(len(found))]
+    )
 
 
 def paired(values: Sequence[float], baseline: Sequence[float], seed: int = 0) -> Estimate:
@@ -94,6 +104,20 @@ def found_below(positions: Sequence[tuple[float, bool]], gamma: float) -> tuple[
     below = [agrees for top_prob, agrees in positions if top_prob < gamma]
     differing = sum(not agrees for _, agrees in positions)
     return len(below) / (len(positions) or 1), below.count(False) / (differing or 1)
+
+
+def caught(positions: Sequence[tuple[float, bool]], gammas: Sequence[float]) -> list[Caught]:
+    """`found_below` for several γ."""
+    return [Caught(gamma, *found_below(positions, gamma)) for gamma in gammas]
+
+
+@dataclass(frozen=True)
+class Caught:
+    """Under ``gamma``: the share of positions, and the share of the disagreements (the recall)."""
+
+    gamma: float
+    positions: float
+    disagreements: float
 
 
 # -- γ --------------------------------------------------------------------------------------------

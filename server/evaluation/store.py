@@ -73,6 +73,23 @@ class Store:
         self._file.flush()
         self.results[system, item] = line
 
+    def expect(self, system: str, depends: Mapping[str, Any]) -> None:
+        """What this system's results depend on besides the setup. Raises `EvaluationError` where
+        those that are there depended on something else."""
+        depends = json.loads(json.dumps(depends))
+        kept = json.loads(self._setup_path.read_text("utf-8"))
+        before = kept.setdefault("systems", {}).setdefault(system, depends)
+        if before != depends:
+            raise EvaluationError(
+                f"{self._setup_path.parent} holds results of another {system}; give another --out, "
+                "or --fresh to drop them"
+            )
+        self._write(kept)
+
+    def _write(self, kept: Mapping[str, Any]) -> None:
+        text = json.dumps(kept, indent=1, ensure_ascii=False)
+        self._setup_path.write_text(text + "\n", "utf-8")
+
     def _lock(self, folder: Path) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,8 +103,7 @@ class Store:
             begun, before = str(there["begun"]), there["setup"]
         except FileNotFoundError:
             begun = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-            text = json.dumps({"begun": begun, "setup": setup}, indent=1, ensure_ascii=False)
-            self._setup_path.write_text(text + "\n", "utf-8")
+            self._write({"begun": begun, "setup": setup})
             return begun
         except (ValueError, KeyError, TypeError):
             raise EvaluationError(

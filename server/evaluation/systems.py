@@ -12,32 +12,51 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from server.config import ModelSettings
 from server.core import NudgingConfig
-from server.evaluation.data import EvaluationError
+from server.evaluation.data import EvaluationError, Item
 from server.policies import DEFAULT, GAMMA, POLICIES, Policy, PolicySpec, Threshold
+
+if TYPE_CHECKING:
+    from server.evaluation.runs import Answer, Setup
 
 _BY_NAME: dict[str, PolicySpec] = {spec.system: spec for spec in POLICIES.values()}
 
-KNOWN = ("base", "aligned", *_BY_NAME)
+ALONE = ("base", "aligned")
+"""One model alone."""
+
+KNOWN = (*ALONE, *_BY_NAME)
+
+
+class Elsewhere(Protocol):
+    """Somebody who answers without our engines."""
+
+    async def answer(self, item: Item, setup: Setup) -> Answer: ...
 
 
 @dataclass(frozen=True)
 class System:
-    """name: as it is shown and kept. served: the suffix of the served name. nudging: the policy's
-    settings, where both models take part."""
+    """Who answers.
+
+    name: as it is shown and kept. served: the suffix of the served name. nudging: the policy's
+    settings, where both models take part. model: of the configuration, instead of the one that is
+    measured. stop: more strings that end its answers. elsewhere: it isn't one of ours.
+    """
 
     name: str
     served: str
     nudging: NudgingConfig
+    model: str | None = None
+    stop: tuple[str, ...] = ()
+    elsewhere: Elsewhere | None = None
 
 
 def parse(name: str, model: ModelSettings) -> System:
     """A system of a served model. Raises `EvaluationError`."""
     own = model.nudging.config()
-    if name in ("base", "aligned"):
+    if name in ALONE:
         return System(name, f":{name}", own)
     kind, at, text = name.partition("@")
     spec = _BY_NAME.get(kind)

@@ -97,7 +97,7 @@ def test_a_calibration(folder: Folder):
     assert found["0.4"]["scores"]["contains"]["mean"] == 0.5
     assert found["0.1"]["stop_reasons"] == {"aligned_end": 2}
     low, high = (found[gamma]["nudged_share"] for gamma in ("0.2", "0.4"))
-    gamma = report["suggestion"]["gamma"]
+    gamma = report["decision"]["suggestion"]["gamma"]
     assert low <= 0.4 <= high
     assert gamma == pytest.approx(0.2 + 0.2 * (0.4 - low) / (high - low), abs=1e-4)
     # What is to be pasted is a configuration's model.
@@ -108,6 +108,10 @@ def test_a_calibration(folder: Folder):
     text = (folder.out / "report.md").read_text()
     assert "Over 20 % nudged, a pair tends to do badly" in text
     assert text.count("| 0.4 |") == 1
+    # Each model alone has a row, and each γ an answer with its nudges in brackets.
+    assert (report["alone"]["base"]["ended"], report["alone"]["aligned"]["ended"]) == (1, 1)
+    assert "| base alone | – |" in text
+    assert "**γ = 0.4**\n\n```text\n[Once] upon a time[ these saw] a fox 7.[ Bye.]\n```" in text
     for name in ("gamma.svg", "disagreement.svg"):
         assert (folder.out / name).read_text().startswith("<?xml")
         assert f"({name})" in text
@@ -122,6 +126,116 @@ def test_a_calibration_without_answers_has_no_score(folder: Folder):
     assert result.exit_code == 0, result.output
     assert folder.report()["figures"]["0.2"]["scores"] == {}
     assert "is the largest that was tried" in (folder.out / "report.md").read_text()
+
+
+LOOPING = """\
+engines:
+  base:
+    backend: scripted
+    model: DEMO/base
+    args: {script: BASE}
+  aligned:
+    backend: scripted
+    model: DEMO/aligned
+    args: {script: ALIGNED}
+models:
+  fox:
+    base: base
+    aligned: aligned
+"""
+
+
+def scripted(folder: Folder, base: list[Any], aligned: list[Any]) -> None:
+    text = LOOPING.replace("DEMO", str(DEMO)).replace("BASE", json.dumps(base))
+    folder.config.write_text(text.replace("ALIGNED", json.dumps(aligned)))
+
+
+def test_a_pair_whose_answers_no_model_ends_suits_no_gamma(folder: Folder):
+    """The base model is certain that there is always more to say."""
+    rambling = [[f"Thing {n} is so. ", 0.9] for n in range(40)]
+    scripted(folder, rambling, [["It is so.", 0.9]])
+    result = folder.nudge("calibrate", "--gammas", "0.2,0.4", "--max-tokens", "60")
+    assert result.exit_code == 0, result.output
+    assert "No γ suits this pair: even at γ = 0.2 only 0 % of the answers end" in result.output
+    report = folder.report()
+    assert report["decision"] == {"suggestion": None, "unending": [], "cut": 0}
+    for found in (*report["figures"].values(), report["alone"]["base"]):
+        assert (found["ended"], found["cut_by_length"]) == (0, 1)
+    assert report["alone"]["aligned"]["ended"] == 1
+    suggested = (folder.out / "suggested.yaml").read_text()
+    assert suggested.startswith("# No γ suits this pair: ")
+    assert yaml.safe_load(suggested) is None
+    assert "No γ suits" in (folder.out / "report.md").read_text()
+
+
+def test_a_next_turn_that_is_written_is_told(folder: Folder):
+    going_on = [["It is so.\n\nQuestion: And why is it?\nAnswer: Because.", 0.9]]
+    scripted(folder, going_on, [["It is so.", 0.9]])
+    assert folder.nudge("eval").exit_code == 0
+    assert [each["next_turn"] for each in folder.report()["systems"]] == [1, 0, 0]
+    assert [each["ended"] for each in folder.report()["systems"]] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("args", "shown"),
+    [(["--stop", "fox 7"], "cut_at_stop"), (["--max-tokens", "4"], "cut_by_length")],
+)
+def test_an_answer_that_something_cut_has_not_ended(folder: Folder, args: list[str], shown: str):
+    result = folder.nudge("eval", "--systems", "base,aligned,nudged,reference", *args)
+    assert result.exit_code == 0, result.output
+    for system in folder.report()["systems"]:
+        if system["system"] != "reference@0.3":  # which has no stop strings
+            assert (system["ended"], system[shown]) == (0, 1)
+    assert folder.nudge("eval", "--fresh").exit_code == 0
+    assert [each["ended"] for each in folder.report()["systems"]] == [1, 1, 1]
+
+
+def test_an_answer_that_the_loop_guard_cut_has_not_ended(folder: Folder):
+    scripted(folder, [["It is so. ", 0.9]] * 40, [["It is so. ", 0.9]] * 40)
+    assert folder.nudge("eval", "--systems", "nudged").exit_code == 0
+    (nudged,) = folder.report()["systems"]
+    assert (nudged["ended"], nudged["looped"]) == (0, 1)
+    assert nudged["stop_reasons"].keys() <= {"repetition", "repeated_round"}
+
+
+def test_a_limit_under_which_no_end_is_seen_is_told(folder: Folder):
+    """And no γ is blamed for it."""
+    result = folder.nudge("calibrate", "--gammas", "0.1,0.4", "--max-tokens", "5")
+    assert result.exit_code == 0, result.output
+    assert "--max-tokens 5 is too small to see endings" in result.output
+    assert "whether one suits can't be told" in result.output
+    decision = folder.report()["decision"]
+    assert (decision["unending"], decision["cut"]) == ([], 1)
+    assert decision["suggestion"] is not None
+    assert (folder.out / "suggested.yaml").read_text().startswith("# --max-tokens 5 is too small")
+
+
+def test_rows_with_choices_among_others_are_judged_each_by_its_own_rule(folder: Folder):
+    choice = {"prompt": "C?", "choices": ["a dog", "a fox"], "answer": "A"}
+    folder.questions.write_text(QUESTIONS + json.dumps(choice) + "\n")
+    assert folder.nudge("eval", "--systems", "aligned").exit_code == 0
+    assert folder.report()["systems"][0]["scores"]["by_row"]["mean"] == pytest.approx(1 / 3)
+    shutil.rmtree(folder.out)
+    result = folder.nudge("eval", "--systems", "aligned", "--scorer", "choice")
+    assert result.exit_code == 2
+    assert "row 1 has no 'choices', which the scorer 'choice' needs" in result.output
+    assert not folder.out.exists(), "before anything is answered"
+
+
+def test_a_systems_dot_and_its_bar_stand_at_one_height(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    assert folder.nudge("eval").exit_code == 0
+    scores, cost = drawn[0].axes
+    dots = [y for _, y in scores.lines[0].get_xydata()]
+    bars = [bar.get_y() + bar.get_height() / 2 for bar in cost.patches][: len(dots)]
+    heights = [
+        [axis.transData.transform((0, y))[1] for y in ys]
+        for axis, ys in ((scores, dots), (cost, bars))
+    ]
+    assert heights[0] == pytest.approx(heights[1])
 
 
 def test_an_evaluation(folder: Folder):

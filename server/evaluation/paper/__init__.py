@@ -1,0 +1,1 @@
+"""The evaluation of the nudging paper: its tasks, prompts, scorers, judge and analyses."""
