@@ -42,6 +42,7 @@ class BaseSpans:
         self._glance = TurnParams(request.sampling, max_tokens=1, top=request.top_logprobs or 1)
         self.held = Held(base.tokenizer, prompt.headers)
         self.rejected: Rejected | None = None
+        self._front = 0  # characters of the token that is taken back next which were committed
 
     async def add(self, turn: Events, out: Output) -> None:
         """A turn, up to where the policy has somebody else speak."""
@@ -55,15 +56,16 @@ class BaseSpans:
                     break
                 untaken = self._take(held.push(event), growing, out)
                 if policy.turn is Turn.BASE and held.line is not None:
-                    ends = policy.checks_ends and await self._aligned.would_end(
-                        held.line, self._glance
-                    )
-                    if held.line or not ends:  # other text is in front, and no token is cut
+                    if policy.checks_ends and await self._would_end(held.line):
+                        self._take_front(growing, out)
+                        if policy.turn is Turn.BASE:
+                            policy.ended_at_break()
+                    else:
                         untaken = self._take(held.go_on(), growing, out)
-                    if ends and policy.turn is Turn.BASE:
-                        policy.ended_at_break()
                 if policy.turn is Turn.BASE and held.found:
-                    policy.base_stopped()
+                    self._take_front(growing, out)
+                    if policy.turn is Turn.BASE:
+                        policy.base_stopped()
                 if policy.turn is not Turn.BASE:
                     await self._give_way([*untaken, *held.drop()], events)
                     break
@@ -84,6 +86,15 @@ class BaseSpans:
                 out.emit(piece)
         return []
 
+    def _take_front(self, growing: Growing, out: Output) -> None:
+        """Commit the text that the answer gets of a token which it doesn't get."""
+        token, text = self.held.first, self.held.front
+        if text:
+            self._front = len(text)
+            self._policy.base_token(token.id, token.top_prob, growing.take_front(token, text))
+            if (piece := growing.whole()) is not None:
+                out.emit(piece)
+
     async def _would_end(self, before: str) -> bool:
         return await self._aligned.would_end(before, self._glance)
 
@@ -97,7 +108,8 @@ class BaseSpans:
                 return
             untaken = [following]
         self._side.take_back(len(untaken))
-        self._reject(*untaken)
+        self._reject(*untaken, front=self._front)
+        self._front = 0
 
     def _ended(self, end: TurnEnd) -> None:
         policy, drawn = self._policy, end.rejected
@@ -110,11 +122,11 @@ class BaseSpans:
             if policy.turn is Turn.BASE:
                 policy.base_stopped()
 
-    def _reject(self, *tokens: Token | None) -> None:
+    def _reject(self, *tokens: Token | None, front: int = 0) -> None:
         spelled = self._side.tokenizer.token_text
         known = [token for token in tokens if token is not None]
         text = "".join(spelled(token.id) for token in known)
-        self.rejected = Rejected(text, known[0].top_prob) if known else None
+        self.rejected = Rejected(text[front:], known[0].top_prob) if known else None
 
     def take_up(self) -> Rejected | None:
         """What was rejected, for the word that stands there."""

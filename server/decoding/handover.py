@@ -139,6 +139,16 @@ class Side:
             self._taken_leads = ("", "")
         return text
 
+    def take_front(self, text: str) -> str:
+        """Commit the text that a token begins with, which itself is taken back: both sides read
+        the text. It counts as a token."""
+        self.tokens += 1
+        text = text.removeprefix(self._lead)
+        self.hear(text)
+        if self.other is not None:
+            self.other.hear(text)
+        return text
+
     def _begin(self, text: str) -> str:
         """The answer's first text, by a model whose prompt's last space still waits."""
         lead, self._lead = self._lead, ""
@@ -301,6 +311,19 @@ class Growing:
         self._text += text
         self._tokens += 1
         # NaN, where nobody asked for it, stays.
+        self._lowest = min(token.top_prob, self._lowest)
+        return text
+
+    def take_front(self, token: Token, text: str) -> str:
+        """Commit the text that a token begins with, and not the token."""
+        whole = self._side.scored(token) if self._scores else None
+        text = self._side.take_front(text)
+        if whole is not None:
+            data = text.encode()
+            top = tuple((data if own == whole.data else own, p) for own, p in whole.top)
+            self._scored.append(replace(whole, data=data, top=top))
+        self._text += text
+        self._tokens += 1
         self._lowest = min(token.top_prob, self._lowest)
         return text
 

@@ -16,8 +16,8 @@ from server.text.tokenizer import Tokenizer
 class Held:
     """The base model's tokens on their way into an answer, over all of its turns.
 
-    line: what the token that waits has in front of the end of a line that isn't empty; None: none
-        does.
+    line: what the last token has in front of the end of a line that isn't empty, where it waits
+        for `go_on`; else None.
     """
 
     def __init__(self, tokenizer: Tokenizer, headers: Sequence[str]) -> None:
@@ -55,19 +55,29 @@ class Held:
         return self._ready(len(self._tokens))
 
     def _ready(self, most: int) -> list[Token]:
-        """A token is never cut: one that a header begins in is the answer's."""
         ready: list[Token] = []
         released = 0
         while len(ready) < most:
             token, length = self._tokens[0]
-            if released + length > self._free and released >= self._free:
+            if released + length > self._free:
                 break
             self._tokens.popleft()
             ready.append(token)
             released += length
         self._headers.release(released)
-        self._free = max(0, self._free - released)
+        self._free -= released
         return ready
+
+    @property
+    def first(self) -> Token:
+        """The token that waits longest."""
+        return self._tokens[0][0]
+
+    @property
+    def front(self) -> str:
+        """Of the token that waits longest, the text that is the answer's in front of a header, or
+        of a line's end."""
+        return self._headers.held[: self._free] if self.found else self.line or ""
 
     def rest(self) -> list[Token]:
         """The turn is over, and what is held was no header."""

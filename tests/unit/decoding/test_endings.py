@@ -179,7 +179,7 @@ async def test_a_sentence_that_comes_again_is_a_doubt_and_then_the_end(way: str)
     spans, end, rejected = await told(engine((said, 0.9)), engine((said, 0.9)), way)
     assert text(spans) == f"The moon.{MOON * 3}"
     assert end.stop_reason == "repetition"
-    assert rejected == [None, " It"]
+    assert rejected[:2] == [None, " It"]
 
 
 async def test_with_a_nudge_inside_each_time_too():
@@ -235,3 +235,65 @@ def test_whatever_they_write(seed, folder, gamma, check, lookahead, start, most,
                 assert "\nQuestion:" not in part
                 assert "\n\nAnswer:" not in part
     assert all(each == found[0] for each in found)
+
+
+# -- tokens that hold other text in front ----------------------------------------------------------
+
+ODD = 2000
+"""An id of the demo's vocabulary that gets another text here."""
+
+
+def spelled(data: bytes, p: float = 0.9) -> tuple[ScriptedEngine, ScriptedEngine]:
+    """Both models, and a base model that writes "It is Paris" and one token of that text, surely,
+    and then "Question: x"."""
+    base, aligned = engine(("It is Paris", 0.9)), engine(("It is Paris.", 0.9))
+    tokenizer = base.info.tokenizer
+    tokenizer._bytes = [*tokenizer._bytes]
+    tokenizer._bytes[ODD] = data
+    start = tokenizer.encode_text("It is Paris")
+    script = [*start, ODD, *tokenizer.encode_text("Question: x")]
+
+    def distribution(prompt, output):
+        if len(output) >= len(script):
+            return [(base.info.stop_ids[0], 1.0)]
+        return [(script[len(output)], p)]
+
+    base.distribution = distribution
+    return base, aligned
+
+
+@pytest.mark.parametrize("scores", [None, 2])
+@pytest.mark.parametrize("check", ["newline", "off"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_of_such_a_token_the_answer_gets_the_text_in_front(way: str, check: str, scores):
+    base, aligned = spelled(b".\n\n")
+    request = replace(GREEDY, top_logprobs=scores)
+    spans, end, _ = await told(base, aligned, way, request=request, end_check=check)
+    assert text(spans) == "It is Paris."
+    assert end.stop_reason == "aligned_end"
+    assert end.rejected is not None
+    assert end.rejected.text == ("\n\n" if check == "newline" else "\n\nQuestion:")
+
+
+async def test_a_header_that_begins_inside_a_token_is_found():
+    base, aligned = spelled(b".<|tu")
+    start = base.distribution
+
+    def distribution(prompt, output):
+        known = base.info.tokenizer.encode_text("rn|> and so on")
+        at = len(output) - 1 - output.index(ODD) if ODD in output else -1
+        return [(known[at], 0.9)] if 0 <= at < len(known) else start(prompt, output)
+
+    base.distribution = distribution
+    spans, end, _ = await told(base, aligned, headers=("<|turn|>",), end_check="off")
+    assert text(spans) == "It is Paris."
+    assert end.rejected is not None
+    assert end.rejected.text.startswith("<|turn|>")
+
+
+async def test_and_where_the_line_goes_on_it_is_the_answers_whole():
+    base, aligned = spelled(b".\n\n")
+    aligned.distribution = engine(("It is Paris.\n\nQuestion: x Yes", 0.9)).distribution
+    spans, _, rejected = await told(base, aligned, headers=())
+    assert text(spans).startswith("It is Paris.\n\nQuestion: x")
+    assert rejected[0] is None
