@@ -2,7 +2,7 @@
 
 Precedence: flag > environment (``NUDGE_…``, nested with ``__``: ``NUDGE_SERVER__PORT=9000``) >
 file > default. Unknown keys are errors. Knows: what can be set and which settings can't work
-together. Does not know: what any backend sets (its row in `server.backends` says that), HTTP.
+together. Does not know: what any backend sets (its row says that), HTTP.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from server import backends
-from server.backends import BACKENDS
 from server.core import ConfigError, EndCheck, NudgingConfig, SamplingParams
+from server.engines import backends
 from server.engines.backend import EngineSettings, Frozen
+from server.engines.backends import BACKENDS
 from server.policies import DEFAULT, POLICIES, EngineRole, Policy, PolicySpec
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from server import backends, config
+from server import config
 from server.cli.progress import Telling
 from server.cli.terminal import err, out, progress, say_error
 from server.core import NudgeError
+from server.engines import backends
 from server.evaluation.data import Data, EvaluationError
 from server.evaluation.report import About
 from server.evaluation.runs import Setup, Tick

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server import backends
 from server.config import ServerSettings, Settings
 from server.doctor import memory, pair, settings
 from server.doctor.memory import Device
+from server.engines import backends
 from server.engines.backend import Examined
 from server.engines.machine import Machine
 from server.engines.report import Finding, Notes

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ssl
 
-from server import backends, config
+from server import config
 from server.api.access import Keys
 from server.core import ConfigError
+from server.engines import backends
 from server.telemetry import tracing
 from server.text.prompts import base_template
 

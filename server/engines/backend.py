@@ -1,8 +1,9 @@
 """What a backend is: the settings of its engines, how one is started, and what is asked before.
 
-A backend is one folder (or file) beside this one, which makes its `Backend`, and one row in
-`server.backends`. Everybody else reads that row: the configuration, `server.serving`, the doctor,
-evaluation. What a running engine can do, it says itself (`server.engines.base.Ability`).
+A backend is one folder (or file) beside this one, which makes its `Backend`, and one row of the
+table (`server.engines.backends`). Everybody else reads that row: the configuration,
+`server.serving`, the doctor, evaluation. What a running engine can do, it says itself
+(`server.engines.base.Ability`).
 
 Does not know: any backend, the policy, HTTP.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from importlib import import_module
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,7 +32,7 @@ class Frozen(BaseModel):
 class EngineSettings(Frozen):
     """One engine of a configuration: what those of all backends have.
 
-    backend: its row in `server.backends`; narrowed to that by each backend.
+    backend: its row in `server.engines.backends`; narrowed to that by each backend.
     model: a folder, or a name at the hub.
     """
 
@@ -43,6 +45,16 @@ class EngineSettings(Frozen):
 
 
 S = TypeVar("S", bound=EngineSettings)
+
+
+def later(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that is imported when it is first called: of a row, what needs
+    libraries that take seconds to import."""
+
+    def call(*args: Any) -> Any:
+        return getattr(import_module(module), name)(*args)
+
+    return call
 
 
 @dataclass(slots=True)

@@ -11,9 +11,9 @@ import gc
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-from server import backends
 from server.config import Settings
 from server.core import EngineUnavailable
+from server.engines import backends
 from server.engines.base import Engine
 
 Progress = Callable[[str, str, float], None]

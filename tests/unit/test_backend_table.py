@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from server import backends, config, doctor
-from server.backends import BACKENDS
+from server import config, doctor
 from server.cli import measure
+from server.engines import backends
 from server.engines.backend import Backend, EngineSettings, Examined
+from server.engines.backends import BACKENDS
 from server.engines.machine import Machine, Memory, Tenant
 from server.engines.report import Notes
 from server.engines.scripted import ScriptedEngine
@@ -111,6 +115,18 @@ def test_what_its_engines_cannot_have_together_is_told_with_the_configuration(
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_row_is_named_by_its_settings(name: str):
     assert backends.of(BACKENDS[name].settings(model="m")) is BACKENDS[name]
+
+
+@pytest.mark.parametrize("name", ["start", "examine", "hardware"])
+def test_what_vllms_row_imports_later_is_there(name: str):
+    """Looked for and not imported: that takes seconds."""
+    function = getattr(BACKENDS["vllm"], name)
+    spec = find_spec(inspect.getclosurevars(function).nonlocals["module"])
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text("utf-8"))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    assert name in [each.name for each in tree.body if isinstance(each, functions)]
 
 
 def test_no_file_outside_the_engines_tells_backends_apart():

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from server import config
-from server.backends import BACKENDS
 from server.cli import app
 from server.core import ConfigError
+from server.engines.backends import BACKENDS
 from server.engines.vllm.backend import OWN, VllmSettings
 from server.engines.vllm.build import engine_args
 

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from server import config
-from server.backends import BACKENDS
 from server.cli import app
+from server.engines.backends import BACKENDS
 from tests.conftest import ROOT
 
 FOLDERS = ("configs", "docker", "docs", "models", "scripts", "server")

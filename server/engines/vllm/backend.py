@@ -1,26 +1,20 @@
 """vLLM as a backend: the settings of its engines, and the way to what starts and examines them.
 
 Knows: which settings are vLLM's, and which can't work together. Does not know: vLLM itself, which
-takes seconds to import; what needs it is imported when it is asked for.
+takes seconds to import; what needs it is named by its path, and imported when it is asked.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import platform
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ByteSize, Field, model_validator
 
-from server.engines.backend import Backend, EngineSettings, Examined
-from server.engines.machine import Machine
-from server.engines.report import Notes
+from server.engines.backend import Backend, EngineSettings, later
 from server.engines.vllm import build
-
-if TYPE_CHECKING:
-    from server.engines.vllm.engine import VllmEngine
 
 DEFAULT_MEMORY_SHARE = 0.92
 """vLLM's ``gpu_memory_utilization`` where none is set: nearly the whole GPU, for one engine."""
@@ -94,36 +88,6 @@ class VllmSettings(EngineSettings):
         return self
 
 
-async def _start(name: str, settings: VllmSettings, sharing: int) -> VllmEngine:
-    from server.engines.vllm.engine import VllmEngine  # imports torch and vLLM: seconds
-
-    return await VllmEngine.start(
-        name,
-        settings.engine_args(),
-        device=settings.device,
-        cpu_threads=settings.threads(sharing),
-        timeout_s=settings.start_timeout_s,
-        silence_s=settings.silence_s,
-        resumable=settings.resumable,
-    )
-
-
-def _examine(
-    engines: Mapping[str, VllmSettings], machine: Machine, length: int, notes: Notes
-) -> dict[str, Examined]:
-    from server.engines.vllm import examine
-
-    return examine.examine(engines, machine, length, notes)
-
-
-def _hardware() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()} × {torch.cuda.device_count()}"
-    return f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()})"
-
-
 def _conflicts(engines: Mapping[str, VllmSettings]) -> Iterator[str]:
     """Engines that together ask for more than the whole of one GPU.
 
@@ -159,4 +123,11 @@ def _problems(engines: Mapping[str, VllmSettings]) -> Iterator[str]:
             yield f"engines.{name}.args: vLLM has no engine argument {arg!r}"
 
 
-VLLM = Backend(VllmSettings, _start, _examine, _hardware, _conflicts, _problems)
+VLLM = Backend(
+    VllmSettings,
+    start=later(f"{__package__}.starting", "start"),
+    examine=later(f"{__package__}.examine", "examine"),
+    hardware=later(f"{__package__}.starting", "hardware"),
+    conflicts=_conflicts,
+    problems=_problems,
+)
