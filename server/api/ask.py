@@ -114,6 +114,7 @@ class Ask:
     priority: of those that wait, the lowest comes first.
     stream: whether it is to be sent as it is written.
     running_usage: whether each event of a stream is to say what its answer has cost so far.
+    no_stop: whether the served model's stop strings are not wanted, where it has none of its own.
     one_model: fields that mean nothing where both models answer, each with what to say then, to
         be formatted with the served model's ``name``.
     """
@@ -128,11 +129,19 @@ class Ask:
     priority: int = 0
     stream: bool = False
     running_usage: bool = False
+    no_stop: bool = False
     one_model: Mapping[str, str] = field(default_factory=dict)
 
-    def request(self, defaults: SamplingParams, grammar: Grammar | None) -> AnswerRequest:
-        """``defaults``: the served model's. ``grammar``: of `schema`."""
-        return replace(self.answer, sampling=replace(defaults, **self.sampling), grammar=grammar)
+    def request(
+        self, defaults: SamplingParams, grammar: Grammar | None, stop: tuple[str, ...] = ()
+    ) -> AnswerRequest:
+        """``defaults``, ``stop``: the served model's. ``grammar``: of `schema`."""
+        return replace(
+            self.answer,
+            sampling=replace(defaults, **self.sampling),
+            grammar=grammar,
+            stop=self.answer.stop or (() if self.no_stop else stop),
+        )
 
     def settings(self, defaults: NudgingConfig) -> NudgingConfig:
         """The policy's, where the served model has these."""

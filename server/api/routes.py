@@ -58,7 +58,8 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
         check_tools(registry, tools, served)
         nudging = _nudging(served, ask)
         served = registry.stand_in(served, nudging)
-        answer = ask.request(served.sampling, await _grammar(request, registry, ask))
+        grammar = await _grammar(request, registry, ask)
+        answer = ask.request(served.sampling, grammar, served.stop)
         _check_one_model(served, ask)
         writers = await _read_text(ask, lambda: _writers(registry, served, ask, answer, nudging))
         answers = Answers(

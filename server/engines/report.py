@@ -3,9 +3,10 @@ it. Does not know: any check."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 from server.core import ConfigError
@@ -56,3 +57,14 @@ def gib(size: float) -> str:
 
 def first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def did_you_mean(word: str, known: Iterable[str], said: Mapping[str, str] | None = None) -> str:
+    """The end of a sentence that refuses a word; empty where nothing is spelled alike.
+
+    Args:
+        known: words that there are. said: how to say them, where that is otherwise.
+    """
+    for close in get_close_matches(word, known, n=1, cutoff=0.7):
+        return f"; did you mean {(said or {}).get(close, close)!r}?"
+    return ""

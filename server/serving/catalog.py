@@ -30,7 +30,7 @@ class UnknownModel(NudgeError):
 class Served:
     """What a request's ``model`` names.
 
-    name: of the pair. role: who answers. nudging, sampling: the defaults a request starts from.
+    name: of the pair. role: who answers. nudging, sampling, stop: the defaults of a request.
     policies: that a request may name.
     degraded: the aligned model answers alone in the pair's place, for the base engine is dead.
     """
@@ -40,6 +40,7 @@ class Served:
     nudging: NudgingConfig
     sampling: SamplingParams
     policies: tuple[PolicySpec, ...] = ()
+    stop: tuple[str, ...] = ()
     degraded: bool = False
 
     @property
@@ -71,7 +72,8 @@ class Catalog:
             nudging = replace(nudging, gamma=_gamma(gamma, model, self.names()))
         as_role: Role = "nudged" if not colon else "base" if role == "base" else "aligned"
         policies = tuple(settings.allowed.values())
-        return Served(name, as_role, nudging, settings.sampling.params(), policies)
+        sampling = settings.sampling.params()
+        return Served(name, as_role, nudging, sampling, policies, settings.stop)
 
     def engine_of(self, name: str, role: Literal["base", "aligned"]) -> str:
         """The name of the engine that answers in a role of a pair."""

@@ -14,6 +14,7 @@ import pytest
 
 from server import config, doctor
 from server.cli import measure
+from server.core import ConfigError
 from server.engines import backends
 from server.engines.backend import Backend, EngineSettings, Examined
 from server.engines.backends import BACKENDS
@@ -108,7 +109,7 @@ def test_what_its_engines_cannot_have_together_is_told_with_the_configuration(
         "engines:\n  a: {backend: scripted, model: m}\n  b: {device: cpu, model: m}\n"
         "  c: {backend: scripted, model: m}\nmodels:\n  x: {base: a, aligned: b}\n"
     )
-    with pytest.raises(config.ConfigError, match="no a and c"):
+    with pytest.raises(ConfigError, match="no a and c"):
         config.load(path)
 
 

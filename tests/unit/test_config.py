@@ -150,7 +150,7 @@ def test_other_variables_of_the_environment_are_left_alone(
         (GOOD.replace("device", "devise", 1), "engines.big.devise: Extra inputs"),
         (GOOD.replace("{base", "{gama: 1, base"), "models.pair.gama: Extra inputs"),
         (GOOD.replace("base: big", "base: bigg"), r"models.pair.base: no engine is named 'bigg' "
-         r"\(there are: big, small\)"),
+         r"\(there are: big, small\); did you mean 'big'\?$"),
         (GOOD.replace("{model: org/big", "{backend: tgi, model: org/big"), "engines.big.backend: "
          "Input should be 'vllm' or 'scripted'"),
         (GOOD.replace("{model: org/big", "{backend: null, model: org/big"),
@@ -166,6 +166,19 @@ def test_other_variables_of_the_environment_are_left_alone(
         (GOOD + "server: {port: 70000}\n", "server.port: .*less than or equal to 65535"),
         (GOOD.replace("{base", "{nudging: {gamma: -1}, base"), "models.pair.nudging.gamma: .*0"),
         (GOOD.replace("{base", "{nudging: {gamma: .inf}, base"), "models.pair.nudging.gamma: "),
+        (GOOD.replace("{base", "{nudging: {gamma: 40}, base"), "models.pair.nudging.gamma: γ is a "
+         "probability, and this is 40: set 0.4, or 1.01"),
+        (GOOD.replace("{base", "{nudging: {gamma: 3}, base"), "set 0.3, or 1.01"),
+        (GOOD.replace("{base", "{nudging: {gamma: 2.01}, base"), "this is 2.01"),
+        (GOOD.replace("{base", "{nudging: {gamma: 400}, base"), "set 0.4, or 1.01"),
+        (GOOD.replace("{base", '{stop: [""], base'), "models.pair.stop: a stop string must not be"),
+        (GOOD.replace("{base", "{stop: x, base"), "models.pair.stop: .*valid tuple"),
+        (GOOD.replace("{base", f"{{stop: {list('abcdefghijklmnopq')}, base"), "models.pair.stop: "
+         ".*at most 16 items"),
+        (GOOD + "  pair: {base: small, aligned: big}\n", r"can't be read: line 6: 'pair' is there "
+         r"twice \(first in line 5\)"),
+        (GOOD + "models: {}\n", "line 6: 'models' is there twice"),
+        (GOOD.replace("{base", "{base: small, base"), "line 5: 'base' is there twice"),
         (GOOD.replace("{base", "{nudging: {policy: magic}, base"), "models.pair.nudging.policy: "),
         (GOOD.replace("{base", "{sampling: {temperature: hot}, base"), "sampling.temperature: "),
         (GOOD.replace("  pair", "  a@b"), "models.a@b: "),
@@ -179,6 +192,62 @@ def test_each_mistake_is_told_in_a_line_that_names_it(write: Write, text: str, l
     with pytest.raises(ConfigError, match=line) as caught:
         config.load(write(text))
     assert "nudge.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("sevrer: {}", "sevrer: .*; did you mean 'server'?"),
+        ("port: 1", "port: .*; did you mean 'server.port'?"),
+        ("server: {prot: 1}", "server.prot: .*; did you mean 'port'?"),
+        ("server: {max_runing: 1}", "server.max_runing: .*; did you mean 'max_running'?"),
+    ],
+)
+def test_an_unknown_key_is_told_with_what_was_perhaps_meant(write: Write, wrong: str, meant: str):
+    with pytest.raises(ConfigError, match=meant.replace("?", r"\?$")):
+        config.load(write(f"{GOOD}{wrong}\n"))
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("alinged: small", "alinged: .*; did you mean 'aligned'?"),
+        ("gama: 1", "gama: .*; did you mean 'nudging.gamma'?"),
+        ("nudging: {gama: 1}", "nudging.gama: .*; did you mean 'gamma'?"),
+        ("sampling: {temprature: 1}", "sampling.temprature: .*; did you mean 'temperature'?"),
+        ("temperature: 0", "temperature: .*; did you mean 'sampling.temperature'?"),
+        ("zzz: 0", "zzz: Extra inputs are not permitted"),
+    ],
+)
+def test_so_is_one_of_a_model(write: Write, key: str, meant: str):
+    with pytest.raises(ConfigError, match=f"models.pair.{meant}".replace("?", r"\?") + "$"):
+        config.load(write(GOOD.replace("{base", f"{{{key}, base")))
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("devise: 1", "devise: .*; did you mean 'device'?"),
+        ("max_len: 16", "max_len: .*; did you mean 'max_model_len'?"),
+        ("max_num_seqs: 1", "max_num_seqs: .*; what else its engine takes goes under args"),
+    ],
+)
+def test_so_is_one_of_an_engine(write: Write, key: str, meant: str):
+    with pytest.raises(ConfigError, match=f"engines.big.{meant}".replace("?", r"\?") + "$"):
+        config.load(write(GOOD.replace("{model: org/big", f"{{{key}, model: org/big")))
+
+
+@pytest.mark.parametrize("gamma", [0, 0.4, 1, 1.01, 2])
+def test_a_threshold_that_can_be_meant_is_taken(write: Write, gamma: float):
+    path = write(GOOD.replace("{base", f"{{nudging: {{gamma: {gamma}}}, base"))
+    assert config.load(path).models["pair"].nudging.gamma == gamma
+
+
+def test_a_key_may_be_set_anew_over_an_anchor(write: Write):
+    text = GOOD.replace("big: {model", "big: &big {model").replace(
+        'small: {model: org/small, device: "1"}', 'small: {<<: *big, model: org/small, device: "1"}'
+    )
+    assert config.load(write(text)).engines["small"].model == "org/small"
 
 
 def test_all_mistakes_are_told_at_once(write: Write) -> None:
@@ -197,18 +266,44 @@ def test_all_mistakes_are_told_at_once(write: Write) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
-        ("NUDGE_SERVER__PROT", "1", "server.prot: Extra inputs"),
-        ("NUDGE_SERVERS__PORT", "1", "NUDGE_SERVERS__PORT in the environment sets nothing"),
-        ("NUDGE_SERVER", "{", 'field "server"'),
-        ("NUDGE_ENGINES__BIG__MAX_MODEL_LEN", "long", "engines.big.max_model_len: "),
+        ("NUDGE_SERVER__PROT", "1", "Extra inputs are not permitted; did you mean 'port'?"),
+        ("NUDGE_SERVERS__PORT", "1", "sets nothing"),
+        ("NUDGE_SERVER", "{", "must be a list or a mapping, written as JSON"),
+        ("NUDGE_SERVER__API_KEYS", "key", "must be a list or a mapping, written as JSON"),
+        ("NUDGE_SERVER", '{"prot": 1}', "prot: Extra inputs are not permitted; did you mean"),
+        ("NUDGE_SERVER__API_KEYS", "[[]]", "0: Input should be"),
+        ("NUDGE_ENGINES__BIG__MAX_MODEL_LEN", "long", "Input should be a valid integer"),
+        ("NUDGE_MODELS__PAIR__NUDGING__GAMMA", "40", "γ is a probability"),
+        ("NUDGE_MODELS__PAIR__BASE", "bigg", "no engine is named 'bigg'"),
     ],
 )
-def test_mistakes_in_the_environment_are_told_too(
+def test_mistakes_in_the_environment_are_told_with_the_variable(
     write: Write, monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=line):
-        config.load(write())
+    path = write()
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    told = str(caught.value)
+    assert told.startswith(f"{name} in the environment")
+    assert line in told
+    assert str(path) not in told
+
+
+def test_each_mistake_is_told_with_what_made_it(write: Write, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NUDGE_SERVER", '{"drain_s": 5}')
+    monkeypatch.setenv("NUDGE_SERVER__MAX_N", "0")
+    path = write(GOOD + "server: {drain_s: 1, log_level: loud}\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, server__port=-1)
+    file, *others = str(caught.value).splitlines()
+    assert file == f"{path}:"
+    assert [line.split(": ")[0] for line in others] == [
+        "  server.log_level",
+        "--port",
+        "NUDGE_SERVER__MAX_N in the environment",
+    ]
+    assert "port: " not in others[1].removeprefix("--port")
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from server.api.fields import MAX_ITEMS, TOKEN_ID_SCHEMA, described, refused, token_ids
 
-MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

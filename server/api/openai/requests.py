@@ -26,8 +26,9 @@ from server.api.fields import (
     refuse,
     refused,
 )
-from server.api.openai.fields import MAX_STOPS, Biases, Penalty, Probability, Text
+from server.api.openai.fields import Biases, Penalty, Probability, Text
 from server.api.openai.formats import Format, schema_asked
+from server.config import MAX_STOPS
 from server.core import AnswerRequest
 
 _SAMPLING = (
@@ -156,6 +157,7 @@ class Generation(Strict):
             priority=self.priority or 0,
             stream=bool(self.stream),
             running_usage=bool(options and options.continuous_usage_stats),
+            no_stop=self.stop is not None,
             **more,
         )
 

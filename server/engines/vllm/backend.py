@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, model_validator
 
 from server.engines.backend import Backend, EngineSettings, later
+from server.engines.report import did_you_mean
 from server.engines.vllm import build
 
 DEFAULT_MEMORY_SHARE = 0.92
@@ -120,7 +121,8 @@ def _problems(engines: Mapping[str, VllmSettings]) -> Iterator[str]:
         return
     for name, engine in engines.items():
         for arg in sorted(engine.engine_args().keys() - known):
-            yield f"engines.{name}.args: vLLM has no engine argument {arg!r}"
+            meant = did_you_mean(arg, known)
+            yield f"engines.{name}.args: vLLM has no engine argument {arg!r}{meant}"
 
 
 VLLM = Backend(

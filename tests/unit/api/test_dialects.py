@@ -23,7 +23,15 @@ from server.api.openai.chat import ChatRequest
 from server.api.openai.completions import CompletionRequest
 from server.api.openapi import responses
 from server.api.respond import AT_ONCE, Answers
-from server.core import AnswerRequest, Finished, Message, Piece, ScoredToken, Usage
+from server.core import (
+    AnswerRequest,
+    Finished,
+    Message,
+    Piece,
+    SamplingParams,
+    ScoredToken,
+    Usage,
+)
 from server.decoding.parsing import Content, Part
 from server.decoding.stream import End, Output
 from server.serving.registry import Registry
@@ -98,6 +106,7 @@ async def client(one_more: None) -> AsyncIterator[httpx.AsyncClient]:
     """Of a server that speaks it too, and asks for a key."""
     settings = config.load(ROOT / "tests" / "scripted.yaml")
     kept = {name: settings.models[name] for name in ("fox", "broken")}
+    kept["stopped"] = kept["fox"].model_copy(update={"stop": ("fox",)})
     engines = {name: settings.engines[name] for name in ("base", "aligned", "broken")}
     for engine in engines.values():
         engine.args["step_s"] = 0.0
@@ -250,6 +259,27 @@ async def test_a_stream_goes_on_where_what_was_written_says_nothing(
 
 
 # -- what OpenAI's two ask for --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "stop"),
+    [({}, ("\nQ:",)), ({"stop": None}, ("\nQ:",)), ({"stop": []}, ()), ({"stop": "x"}, ("x",))],
+)
+def test_the_models_stop_strings_are_for_who_names_none(asked: Json, stop: tuple[str, ...]):
+    request = CompletionRequest.model_validate({"model": "fox", "prompt": "Hi"} | asked)
+    answer = request.ask().request(SamplingParams(), None, ("\nQ:",))
+    assert answer.stop == stop
+
+
+async def test_they_reach_an_answer(client: httpx.AsyncClient):
+    asked: Json = {"model": "stopped", "messages": [{"role": "user", "content": "Hi"}]}
+
+    async def said(**more: Any) -> str:
+        response = await client.post("/v1/chat/completions", json=asked | more)
+        return str(response.json()["choices"][0]["message"]["content"])
+
+    assert (await said()).endswith("there was a ")
+    assert "fox" in await said(stop=[])
 
 
 def test_a_chat_and_a_text_ask_for_the_same_in_the_same_words():

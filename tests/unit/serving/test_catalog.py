@@ -16,6 +16,14 @@ from tests.conftest import ROOT
 NAMES = Registry(load(ROOT / "tests" / "scripted.yaml"))
 
 
+def test_a_models_stop_strings_are_of_all_its_names():
+    settings = load(ROOT / "tests" / "scripted.yaml")
+    settings.models["fox"] = settings.models["fox"].model_copy(update={"stop": ("\nQ:",)})
+    served = Registry(settings)
+    assert {served.resolve(f"fox{role}").stop for role in ("", *ROLES)} == {("\nQ:",)}
+    assert served.resolve("endless").stop == ()
+
+
 @given(st.decimals(0, 1000, allow_nan=False, places=3))
 def test_a_plain_decimal_behind_the_name_is_gamma(number):
     assert NAMES.resolve(f"fox@{number}").nudging.gamma == float(number)

@@ -1,46 +1,34 @@
-"""Settings: a YAML file, the environment and the command line, as one frozen value.
+"""What can be set, as one frozen value, and which settings can't work together.
 
-Precedence: flag > environment (``NUDGE_…``, nested with ``__``: ``NUDGE_SERVER__PORT=9000``) >
-file > default. Unknown keys are errors. Knows: what can be set and which settings can't work
-together. Does not know: what any backend sets (its row says that), HTTP.
+Does not know: where values come from (`server.config.reading`), what any backend sets (its row says
+that), HTTP.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
-import yaml
 from pydantic import (
+    AfterValidator,
     ByteSize,
     Discriminator,
     Field,
     SecretStr,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.core import ConfigError, EndCheck, NudgingConfig, SamplingParams
+from server.core import EndCheck, NudgingConfig, SamplingParams
 from server.engines import backends
 from server.engines.backend import EngineSettings, Frozen
 from server.engines.backends import BACKENDS
+from server.engines.report import did_you_mean
 from server.policies import DEFAULT, POLICIES, EngineRole, Policy, PolicySpec
 
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
+MAX_STOPS = 16
 
 _Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s:@]+$")]
 
@@ -59,10 +47,21 @@ else:
     AnyEngine = Annotated[Union[tuple(_TAGGED)], Discriminator(_backend_of)]  # noqa: UP007
 
 
+def _probability(gamma: float) -> float:
+    """γ over 1 is for who wants the aligned model to write everything; 40 is a slip."""
+    if gamma > 2:
+        meant = gamma / 10 if gamma < 10 else gamma / 100 if gamma <= 100 else 0.4
+        raise ValueError(
+            f"γ is a probability, and this is {gamma:g}: set {meant:g}, or 1.01 if the aligned "
+            "model is to write everything"
+        )
+    return gamma
+
+
 class NudgingSettings(Frozen):
     """Defaults of the policies for one served model; a request's ``nudging`` overrides them."""
 
-    gamma: float = Field(0.4, ge=0, allow_inf_nan=False)
+    gamma: Annotated[float, AfterValidator(_probability)] = Field(0.4, ge=0, allow_inf_nan=False)
     entropy: float = Field(2.0, gt=0, allow_inf_nan=False)
     policy: Policy = DEFAULT
     start: Literal["base", "aligned"] = "aligned"
@@ -97,6 +96,8 @@ class ModelSettings(Frozen):
     policies: tuple[Policy, ...] = (DEFAULT,)
     """What a request's ``nudging.policy`` may name, besides the model's own."""
     sampling: SamplingSettings = SamplingSettings()
+    stop: tuple[str, ...] = Field((), max_length=MAX_STOPS)
+    """Stop strings of requests that name none."""
     base_prompt: str | None = None
     """Jinja template of the base model's prompt, or ``chat``; unset: Question/Answer."""
     base_stops: tuple[str, ...] = ()
@@ -139,6 +140,13 @@ class ModelSettings(Frozen):
             f"the policy {spec.name!r} needs a third engine, that of the small model before it was "
             "aligned; name it in models.NAME.untuned"
         )
+
+    @field_validator("stop")
+    @classmethod
+    def _stops(cls, stops: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in stops:
+            raise ValueError("a stop string must not be empty")
+        return stops
 
     @field_validator("base_stops")
     @classmethod
@@ -206,7 +214,7 @@ class Settings(BaseSettings):
         extra="forbid",
         env_prefix="NUDGE_",
         env_nested_delimiter="__",
-        case_sensitive=True,  # of the file's keys; `load` reads the environment in lower case
+        case_sensitive=True,  # of the file's keys; the environment is read in lower case
     )
 
     engines: dict[_Name, AnyEngine] = Field(min_length=1)
@@ -221,6 +229,7 @@ class Settings(BaseSettings):
                     known = ", ".join(self.engines)
                     raise ValueError(
                         f"models.{name}.{role}: no engine is named {engine!r} (there are: {known})"
+                        f"{did_you_mean(engine, self.engines)}"
                     )
             for spec in model.allowed.values():
                 if lacking := model.lacks(spec):
@@ -235,96 +244,3 @@ class Settings(BaseSettings):
             for message in backend.conflicts(engines):
                 raise ValueError(message)
         return self
-
-
-def load(path: Path, **flags: Any) -> Settings:
-    """Read a configuration.
-
-    Args:
-        path: the YAML file; relative model folders, and the server's keys and certificate, are
-            looked up beside it.
-        flags: overrides from the command line, nested by ``__`` as in the environment; None
-            means not given.
-
-    Raises:
-        ConfigError: with everything that is wrong, one line each.
-    """
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no config file {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} can't be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must be a YAML mapping with engines: and models:")
-    for engine in _mappings(content.get("engines")):
-        for key in ("model", "tokenizer"):
-            if isinstance(engine.get(key), str):
-                engine[key] = _beside(path, engine[key])
-    server = content.get("server")
-    for key in ("api_keys_file", "ssl_certfile", "ssl_keyfile"):
-        if isinstance(server, dict) and isinstance(server.get(key), str):
-            server[key] = str(path.parent / server[key])
-    keys = {str(key): value for key, value in content.items()}
-
-    class FromFile(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            environment = EnvSettingsSource(settings_cls, case_sensitive=False)
-            return init_settings, environment, InitSettingsSource(settings_cls, keys)
-
-    for name in os.environ:
-        section = name.removeprefix("NUDGE_").lower().split("__")
-        if name.startswith("NUDGE_") and section[1:] and section[0] not in Settings.model_fields:
-            known = ", ".join(f"NUDGE_{field.upper()}__…" for field in Settings.model_fields)
-            raise ConfigError(f"{name} in the environment sets nothing (there are: {known})")
-    try:
-        return FromFile(**_nested(flags))
-    except SettingsError as error:  # an environment variable that should hold JSON
-        raise ConfigError(str(error)) from error
-    except ValidationError as error:
-        raise ConfigError("\n  ".join((f"{path}:", *map(_line, error.errors())))) from error
-
-
-def _line(error: ErrorDetails) -> str:
-    """Where something is wrong, and what."""
-    where = [step for step in error["loc"] if step != "[key]"]
-    text = re.sub(r"^Value error, ", "", error["msg"])
-    if error["type"].startswith("union_tag"):
-        where.append("backend")
-        text = f"Input should be {' or '.join(map(repr, BACKENDS))}"
-    elif where[:1] == ["engines"]:
-        del where[2:3]  # the backend, by which the settings were told apart
-    return ": ".join(filter(None, (".".join(map(str, where)), text)))
-
-
-def _mappings(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield from (each for each in value.values() if isinstance(each, dict))
-
-
-def _beside(config: Path, model: str) -> str:
-    """An absolute path where the name is a folder or says that it means one."""
-    local = (config.parent / model).resolve()
-    means_path = model.startswith((".", "/"))
-    return str(local) if local.is_dir() or means_path else model
-
-
-def _nested(flags: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, value in flags.items():
-        if value is None:
-            continue
-        *parents, last = name.split("__")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return tree
