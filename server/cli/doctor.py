@@ -19,7 +19,7 @@ from server.cli.terminal import ConfigArgument, out
 from server.core import ConfigError
 from server.doctor.memory import Device
 from server.engines import machine
-from server.engines.report import Finding, gib
+from server.engines.report import Finding, gib, sentence
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
@@ -80,8 +80,10 @@ def _show(report: doctor.Report, chats: int) -> None:
     findings.add_column(overflow="fold")
     for finding in report.findings:
         level = f"[{_COLOURS[finding.level]}]{finding.level}[/]"
-        text = escape(finding.text) + (f".\n→ {escape(finding.advice)}." if finding.advice else "")
-        findings.add_row(level, escape(finding.where), text)
+        text = finding.text
+        if finding.advice:
+            text = f"{sentence(text)}\n→ {sentence(finding.advice)}"
+        findings.add_row(level, escape(finding.where), escape(text))
     out.print(findings)
     for device in report.devices:
         about = "of unknown size" if device.memory is None else gib(device.memory.total)

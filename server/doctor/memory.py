@@ -59,7 +59,8 @@ def _one(device: str, each: Tenant, chats: int, advice: str, notes: Notes) -> bo
     if each.tokens is not None and each.tokens < each.context:
         text += f", and no context of {each.context} tokens, without which vLLM doesn't start"
         if each.tokens >= 16:  # the least that vLLM's settings take
-            advice = f"Set max_model_len to {each.tokens} at most. Or: {advice}"
+            most = min(each.tokens, each.longest or each.tokens)
+            advice = f"Set max_model_len to {most} at most. Or: {advice}"
     certain = each.exact and not each.sized and weights > given
     (notes.fail if certain else notes.warn)(f"engines.{each.name}", text, advice)
     return True

@@ -46,7 +46,7 @@ class Tenant:
     """An engine on a device. Sizes in bytes, on this device alone; None: not known.
 
     exact: whether ``weights`` were counted. token: of KV cache. context, chat: tokens. given: to
-    its cache where ``sized``, otherwise to all of it.
+    its cache where ``sized``, otherwise to all of it. longest: context that its model was made for.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Tenant:
     chat: int
     given: int | None
     sized: bool
+    longest: int | None = None
 
     @property
     def cache(self) -> int | None:

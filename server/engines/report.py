@@ -24,7 +24,7 @@ class Finding:
 
     def __str__(self) -> str:
         told = f"{self.where}: {self.text}" if self.where else self.text
-        return f"{told}. {self.advice}" if self.advice else told
+        return f"{sentence(told)} {self.advice}" if self.advice else told
 
 
 class Notes(list[Finding]):
@@ -47,6 +47,11 @@ class Notes(list[Finding]):
         except ConfigError as error:
             text, _, advice = str(error).partition("; ")
             self.fail(where, text, advice[:1].upper() + advice[1:])
+
+
+def sentence(text: str) -> str:
+    """With a full stop, where it has no end of its own."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def gib(size: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def examine(
         notes.fail("engines", missing, "On Debian: apt-get install libnuma1")
     found = {}
     for name, engine in engines.items():
-        found[name], weights, token = _model(f"engines.{name}", engine, notes)
+        found[name], files = _model(f"engines.{name}", engine, notes)
         for device in placed[name]:
             context = found[name].context or length
             size = machine.memory(device)
@@ -44,30 +45,41 @@ def examine(
                 name,
                 context=context,
                 chat=min(length, context),
-                token=token,
-                **_sizes(engine, weights, None if size is None else size.total, device == "cpu"),
+                token=files.token,
+                longest=files.longest,
+                **_sizes(
+                    engine, files.weights, None if size is None else size.total, device == "cpu"
+                ),
             )
     return found
 
 
-def _model(
-    where: str, engine: VllmSettings, notes: Notes
-) -> tuple[Examined, Weights | None, int | None]:
-    """What its files say, its weights, and the bytes of a token's keys and values on one GPU."""
-    found, weights, token = Examined(context=engine.max_model_len), None, None
+@dataclass(slots=True)
+class _Files:
+    """What a model's files say for the plan of a device. token: bytes of one's keys and values on
+    one GPU. longest: the context that the model was made for."""
+
+    weights: Weights | None = None
+    token: int | None = None
+    longest: int | None = None
+
+
+def _model(where: str, engine: VllmSettings, notes: Notes) -> tuple[Examined, _Files]:
+    found, files = Examined(context=engine.max_model_len), _Files()
     code = bool(engine.trust_remote_code)
     if engine.model.endswith(".gguf"):
         notes.warn(where, "a GGUF file: not checked here", "See that its engine starts")
-        return found, None, None
+        return found, files
     with notes.catching(where):
         folder = hub.locate(engine.model, engine.revision, code=code)
         config, text = _config(where, folder, code, notes)
         if text is not None:
-            found.context = _context(where, engine, text, notes)
-            token = _token_bytes(engine, text)
+            files.longest = _longest(text)
+            found.context = _context(where, engine, text, files.longest, notes)
+            files.token = _token_bytes(engine, text)
             with notes.catching(where):
-                weights = weigh(where, engine, folder, config, notes)
-                found.parameters = weights.parameters
+                files.weights = weigh(where, engine, folder, config, notes)
+                found.parameters = files.weights.parameters
         at = hub.locate(engine.tokenizer, code=code) if engine.tokenizer else folder
         found.tokenizer = hub.tokenizer(at, code=code)
         size, known = found.tokenizer.size, getattr(text, "vocab_size", None)
@@ -75,7 +87,7 @@ def _model(
             larger = f"the tokenizer has {size} tokens, and the model knows {known}"
             notes.warn(where, larger, "Is the tokenizer that of another model?")
         found.ends = hub.ends(where, folder, config, found.tokenizer, notes)
-    return found, weights, token
+    return found, files
 
 
 def _placed(name: str, engine: VllmSettings, machine: Machine, notes: Notes) -> list[str]:
@@ -134,17 +146,30 @@ def _config(where: str, folder: Path, code: bool, notes: Notes) -> tuple[Any, An
         return None, None
 
 
-def _context(where: str, engine: VllmSettings, text: Any, notes: Notes) -> int | None:
-    own, wanted = getattr(text, "max_position_embeddings", None), engine.max_model_len
+def _stretched(text: Any) -> float | None:
+    """By how much its position embeddings are, beyond what ``max_position_embeddings`` says."""
     rope = getattr(text, "rope_parameters", None) or {}
-    factor = rope.get("factor") if rope.get("rope_type", "default") not in _SCALED else None
+    return rope.get("factor") if rope.get("rope_type", "default") not in _SCALED else None
+
+
+def _longest(text: Any) -> int | None:
+    own: int | None = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
     unscaled = rope.get("original_max_position_embeddings")
-    longest = own and max(own, int((unscaled or own) * (factor or 1)))
+    return own and max(own, int((unscaled or own) * (_stretched(text) or 1)))
+
+
+def _context(
+    where: str, engine: VllmSettings, text: Any, longest: int | None, notes: Notes
+) -> int | None:
+    """That it would have: where it asks for more than vLLM allows, as much as that."""
+    wanted = engine.max_model_len
     if longest and wanted and wanted > longest:
-        allowed = factor or os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")
+        allowed = _stretched(text) or os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")
         long = f"max_model_len is {wanted}, and the model was made for {longest} tokens"
         tell = notes.warn if allowed else notes.fail
         tell(where, long, f"Set max_model_len to {longest} at most")
+        return wanted if allowed else longest
     return wanted or longest
 
 

@@ -24,6 +24,7 @@ from server.cli import app
 from server.cli.doctor import size
 from server.engines import machine
 from server.engines.machine import Machine, Memory
+from server.engines.report import Finding
 from server.engines.vllm import build, weights
 from server.engines.vllm.build import Vllm
 from tests.conftest import CONFIGS, DEMO, ROOT
@@ -463,6 +464,37 @@ def test_a_longer_context_is_allowed_where_vllm_is_told_to_or_positions_are_stre
     assert not world.report().ok
     monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
     assert world.report().ok
+
+
+def test_one_engine_is_told_one_longest_context(world: World):
+    """Neither the cache nor a stretched embedding makes it longer than the model was made for."""
+    for break_it in (lambda: too_long(world), lambda: stretched(world)):
+        break_it()
+        world.engine()["max_model_len"] = 16384
+        world.engine()["kv_cache_memory_bytes"] = "80MiB"  # 10240 tokens
+        report = world.report(chats=1)
+        told_ = "\n".join(told(report, "error") + told(report, "warning"))
+        longest = 2048 if not report.ok else 8192
+        assert set(re.findall(r"(\d+) at most", told_)) == {str(longest)}, told_
+
+
+@pytest.mark.parametrize(
+    ("finding", "said"),
+    [
+        (Finding("warning", "x", "odd", "Swapped?"), "x: odd. Swapped?"),
+        (Finding("warning", "x", "odd!", "Look"), "x: odd! Look"),
+        (Finding("ok", "x", "odd"), "x: odd"),
+    ],
+)
+def test_a_sentence_ends_once(finding: Finding, said: str):
+    assert str(finding) == said
+
+
+def test_it_does_so_on_the_terminal(world: World):
+    swapped(world)
+    shown = run(str(world.write())).stdout
+    assert "the aligned model is the larger one." in shown
+    assert "→ Are the two swapped?\n" in re.sub(" +\n", "\n", shown)
 
 
 # -- the hub --------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_bytes_of_a_token_in_the_kv_cache(
 )  # fmt: skip
 def test_a_models_own_context(kind: str, about: dict[str, Any], longest: int | None):
     text = AutoConfig.for_model(kind, **about).get_text_config(decoder=True)
-    assert examine._context("engines.x", VllmSettings(model="x"), text, Notes()) == longest
+    assert examine._longest(text) == longest
 
 
 # -- what fits ------------------------------------------------------------------------------------
@@ -171,6 +171,8 @@ SMALL = {"weights": GIB, "token": 2**14, "context": 2048}
         ([tenant(share=0.5, token=None)], 4, "error engines.x: .* 0 fit. Set gpu"),
         ([tenant(share=0.65)], 4, "warning engines.x: .* 1 fit, and no context of 4096 "
          "tokens.* Set max_model_len to 3171 at most. Or: Set gpu_memory_utilization of x to 0.76"),
+        ([tenant(share=0.65, longest=2048)], 4, "warning engines.x: .* Set max_model_len to 2048 "
+         "at most. Or"),
         ([tenant(cache=GIB)], 1, "warning engines.x: 1 chats of 2048 tokens .*1.0 GiB "
          "more than it is given.* at most. Or: Set kv_cache_memory_bytes of x to 2048MiB"),
         ([tenant(cache=20 * GIB)], 4, "error GPU 0: its engines ask for 34.1 GiB of 24.0 GiB: 10.1 "
