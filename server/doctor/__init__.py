@@ -49,7 +49,7 @@ def examine(
     for backend, engines in backends.grouped(configuration.engines):
         found |= backend.examine(engines, machine, length, notes)
     for name, model in configuration.models.items():
-        pair.examine(name, model, found, notes)
+        pair.examine(name, model, configuration.engines, found, notes)
     tenants = [(device, each) for its in found.values() for device, each in its.tenants.items()]
     plan = [
         Device(

@@ -62,6 +62,7 @@ class Examined:
     """What is known of an engine before it is started; None and nothing where it isn't.
 
     ends: ids that end its text. context: ids that a session can hold. parameters: of its model.
+    kind: its ``model_type``.
     tenants: what it takes, by device: a GPU's index, or "cpu".
     """
 
@@ -69,6 +70,7 @@ class Examined:
     ends: tuple[int, ...] = ()
     context: int | None = None
     parameters: int | None = None
+    kind: str | None = None
     tenants: dict[str, Tenant] = field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ engine.
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ def tokenizer(folder: Path, *, code: bool = False) -> Tokenizer:
     except ConfigError as error:
         needed = "a tokenizer.json is needed, byte-level or SentencePiece-style"
         raise ConfigError(f"{first_line(error).replace('; ', ', ')}; {needed}") from error
+
+
+def configured(tokenizer: Tokenizer, key: str) -> Any:
+    """What its tokenizer_config.json has, of which transformers forgets some; None without."""
+    path = Path(tokenizer.chat.name_or_path) / "tokenizer_config.json"
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads(path.read_text("utf-8")).get(key)
+    return None
 
 
 def ends(

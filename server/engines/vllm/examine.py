@@ -74,6 +74,7 @@ def _model(where: str, engine: VllmSettings, notes: Notes) -> tuple[Examined, _F
         folder = hub.locate(engine.model, engine.revision, code=code)
         config, text = _config(where, folder, code, notes)
         if text is not None:
+            found.kind = config.model_type
             files.longest = _longest(text)
             found.context = _context(where, engine, text, files.longest, notes)
             files.token = _token_bytes(engine, text)

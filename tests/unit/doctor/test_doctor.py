@@ -348,6 +348,41 @@ def swapped(world: World) -> None:
     world.content["models"]["demo"]["chat_template"] = "{{ messages[0].content }}"
 
 
+def same_model(world: World) -> None:
+    world.engine("aligned")["model"] = "./base"
+    world.content["models"]["demo"]["chat_template"] = "{{ messages[0].content }}"
+
+
+TEMPLATE = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
+
+
+def called_instruct(world: World) -> None:
+    folder = world.base.rename(world.base.parent / "Fox-3B-Instruct")
+    world.edit(folder, "tokenizer_config.json", chat_template=TEMPLATE)
+    world.engine()["model"] = f"./{folder.name}"
+
+
+def ends_turns(world: World) -> None:
+    world.edit(world.base, "tokenizer_config.json", chat_template=TEMPLATE)
+    world.edit(world.base, "generation_config.json", eos_token_id=[1, 3])
+
+
+def lost_begin(world: World) -> None:
+    spec = json.loads((world.base / "tokenizer.json").read_text())
+    (world.base / "tokenizer.json").write_text(json.dumps(spec | {"post_processor": None}))
+
+
+def gemma_that_lost_its_begin(world: World) -> None:
+    lost_begin(world)
+    world.edit(world.base, "config.json", model_type="gemma")
+    world.edit(world.base, "tokenizer_config.json", add_bos_token=False)
+
+
+def another_template(world: World) -> None:
+    template = "<start_of_turn>user\n{{ messages[0].content }}<end_of_turn>\n"
+    world.content["models"]["demo"]["chat_template"] = template
+
+
 def open_to_all(world: World) -> None:
     world.content["server"] = {"host": "0.0.0.0"}
 
@@ -397,6 +432,15 @@ def gguf(world: World) -> None:
         (scripted, "engines: base, aligned: scripted, they play a text. For tests alone"),
         (same_engine, "models.demo: base and aligned are the same engine"),
         (swapped, "models.demo: the aligned model is the larger one. Are the two swapped"),
+        (same_model, "models.demo: base and aligned are the same model .*/base.* name another one"),
+        (called_instruct, "models.demo: the base model looks like a chat model: it has a chat "
+         "template, and it is called Fox-3B-Instruct. Name the base model"),
+        (ends_turns, r"models.demo: the base model looks like .* it ends at <\|im_end\|>\. Name"),
+        (lost_begin, r"models.demo: the base model's prompt doesn't begin with <\|bos\|>, which "
+         r"its tokenizer knows. .*begin base_prompt with <\|bos\|>"),
+        (gemma_that_lost_its_begin, "models.demo: .* without which Gemma writes nonsense. Take"),
+        (another_template, "models.demo: the chat template writes <start_of_turn>, <end_of_turn>, "
+         "and the aligned model's vocabulary has no such token.* Take the tokenizer"),
         (open_to_all, "server: it listens on 0.0.0.0 and has no keys.* api_keys"),
         (another_end, r"models.demo: the chat template ends an answer with '<\|im_end\|>', at "
          r"which the aligned model doesn't stop.* Add its id \(3\) to eos_token_id"),
@@ -464,6 +508,79 @@ def test_a_longer_context_is_allowed_where_vllm_is_told_to_or_positions_are_stre
     assert not world.report().ok
     monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
     assert world.report().ok
+
+
+def template_alone(world: World) -> None:
+    """As Qwen's base models have it."""
+    world.edit(world.base, "tokenizer_config.json", chat_template=TEMPLATE)
+
+
+def instruct_without_template(world: World) -> None:
+    world.engine()["model"] = f"./{world.base.rename(world.base.parent / 'Fox-It').name}"
+
+
+def begin_is_the_end(world: World) -> None:
+    """As GPT-2 has it."""
+    lost_begin(world)
+    world.edit(world.base, "tokenizer_config.json", bos_token="<|endoftext|>")
+
+
+def begin_is_a_turn(world: World) -> None:
+    """As SmolLM2 has it."""
+    lost_begin(world)
+    world.edit(world.base, "tokenizer_config.json", bos_token="<|im_start|>")
+
+
+def begin_is_not_wanted(world: World) -> None:
+    lost_begin(world)
+    world.edit(world.base, "tokenizer_config.json", add_bos_token=False)
+
+
+def begin_is_in_the_prompt(world: World) -> None:
+    gemma_that_lost_its_begin(world)
+    world.content["models"]["demo"]["base_prompt"] = "<|bos|>Question: {{ question }}\nAnswer: "
+
+
+def spelled_as_text(world: World) -> None:
+    template = "[INST] {{ messages[0].content }} [/INST]"
+    world.content["models"]["demo"]["chat_template"] = template
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        template_alone,
+        instruct_without_template,
+        begin_is_the_end,
+        begin_is_a_turn,
+        begin_is_not_wanted,
+        begin_is_in_the_prompt,
+        spelled_as_text,
+    ],
+    ids=lambda each: each.__name__,
+)
+def test_what_other_models_do_on_purpose_is_no_warning(world: World, right: Callable[..., None]):
+    right(world)
+    report = world.report()
+    assert told(report, "error") + told(report, "warning") == []
+
+
+def test_a_chat_for_both_is_told_with_what_its_marks_are_to_the_base_model(world: World):
+    world.content["models"]["demo"]["base_prompt"] = "chat"
+    assert not any("base_prompt" in line for line in told(world.report(), "ok"))
+    template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>\n{% endfor %}"
+    world.content["models"]["demo"]["chat_template"] = template
+    spec = (world.base / "tokenizer.json").read_text().replace("<|im_end|>", "<|im_fin|>")
+    (world.base / "tokenizer.json").write_text(spec)
+    tokens = json.loads((world.base / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    tokens["3"]["content"] = "<|im_fin|>"
+    world.edit(world.base, "tokenizer_config.json", added_tokens_decoder=tokens)
+    report = world.report()
+    assert told(report, "error") + told(report, "warning") == []
+    assert (
+        "models.demo: base_prompt: the base model reads the chat's <|im_end|> as text, and its "
+        "turn ends where it writes <|im_end|>"
+    ) in told(report, "ok")
 
 
 def test_one_engine_is_told_one_longest_context(world: World):
