@@ -93,7 +93,7 @@ class _Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            if isinstance(key, yaml.ScalarNode):
                 if key.value in lines:
                     first = f"first in line {lines[key.value]}"
                     raise yaml.YAMLError(f"line {line}: {key.value!r} is there twice ({first})")

@@ -396,7 +396,9 @@ def test_check_config_names_arguments_that_vllm_lacks(write: Write) -> None:
     path = write(GOOD.replace("org/big,", "org/big, args: {max_seqs: 1},"))
     result = CliRunner().invoke(app, ["check-config", str(path)])
     assert result.exit_code == 1
-    assert "engines.big.args: vLLM has no engine argument 'max_seqs'" in result.stderr
+    assert (
+        "engines.big.args: vLLM has no engine argument 'max_seqs'; did you mean 'max_num_seqs'?"
+    ) in result.stderr
 
 
 @pytest.mark.parametrize("command", [["serve", "--config"], ["check-config"]])
