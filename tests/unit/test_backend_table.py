@@ -121,13 +121,13 @@ def test_a_row_is_named_by_its_settings(name: str):
 @pytest.mark.parametrize("name", ["start", "examine", "hardware"])
 def test_what_vllms_row_imports_later_is_there(name: str):
     """Looked for and not imported: that takes seconds."""
-    function = getattr(BACKENDS["vllm"], name)
-    spec = find_spec(inspect.getclosurevars(function).nonlocals["module"])
+    named = inspect.getclosurevars(getattr(BACKENDS["vllm"], name)).nonlocals
+    spec = find_spec(named["module"])
     assert spec is not None
     assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text("utf-8"))
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    assert name in [each.name for each in tree.body if isinstance(each, functions)]
+    assert named["name"] in [each.name for each in tree.body if isinstance(each, functions)]
 
 
 def test_no_file_outside_the_engines_tells_backends_apart():
