@@ -517,7 +517,7 @@ def test_what_helps_is_said_where_an_answer_ended_badly(
     for reason, finish, gamma, status, told in (
         ("repetition", "stop", 0.4, repeated, "Raise γ"),
         ("repeated_round", "stop", 0.4, repeated, "Raise γ"),
-        ("repeated_round", "stop", 1.01, repeated, "Raise the temperature"),
+        ("repeated_round", "stop", 1.01, repeated, "Lower γ to 1"),
         ("max_rounds", "length", 0.4, rounds, "Lower γ"),
         ("length", "length", 0.4, "cut at max tokens", "raise Max tokens"),
         ("context", "length", 0.4, "a context is full", "Start a new chat"),
@@ -535,6 +535,15 @@ def test_what_helps_is_said_where_an_answer_ended_badly(
         page.locator("#file").set_input_files(changed(other, end))
         expect(page.locator(".status")).to_have_text(status)
         expect(page.locator(".remedy")).to_contain_text(told)
+    by_entropy = page.evaluate(
+        """async (reasons) => {
+          const { remedy } = await import(new URL("playground/ended.js", location.href));
+          const policy = { threshold: "entropy" };
+          return reasons.map((stop_reason) => remedy({ stop_reason, nudging: {}, policy }));
+        }""",
+        ["repetition", "max_rounds", "aligned_end"],
+    )
+    assert [each.partition(" ")[0] for each in by_entropy] == ["Lower", "Raise", ""]
 
 
 def test_a_nudge_where_the_base_model_was_sure_says_why(

@@ -23,15 +23,15 @@ export function remedy(record) {
   const end = ended(record);
   if (end === LIMIT) return "For more of it, raise Max tokens, or empty that field.";
   if (end === ENDS.context) return "Start a new chat, or ask with fewer words: a model can read no more.";
-  const nudging = record.nudging ?? {};
-  const entropy = record.policy?.threshold === "entropy";
-  if (end === ROUNDS) {
-    const fewer = entropy ? "Raise the entropy threshold" : "Lower γ";
-    return `${fewer} for fewer and longer rounds, or raise the model’s max_rounds.`;
-  }
-  if (end !== REPEATED) return "";
-  // Then the aligned model wrote all of it.
-  if (!entropy && nudging.gamma > 1) return "Raise the temperature, or lower γ to 1 or less.";
-  const more = entropy ? "Lower the entropy threshold" : "Raise γ";
-  return `${more}, so that the aligned model speaks more often.`;
+  if (end !== ROUNDS && end !== REPEATED) return "";
+  // Doubt is a p1 under its threshold, or an entropy over its own.
+  const threshold = record.policy?.threshold ?? "gamma";
+  const byP1 = threshold === "gamma";
+  const [oftener, rarer] = byP1
+    ? ["Raise γ", "Lower γ"]
+    : [`Lower the threshold of ${threshold}`, `Raise the threshold of ${threshold}`];
+  if (end === ROUNDS) return `${rarer} for fewer and longer rounds, or raise the model’s max_rounds.`;
+  // Over 1 the aligned model wrote all of it.
+  if (byP1 && record.nudging?.gamma > 1) return "Lower γ to 1 or less, so that the base model writes too.";
+  return `${oftener}, so that the aligned model speaks more often.`;
 }
