@@ -18,6 +18,7 @@ from dataclasses import replace
 from server.core import (
     AnswerRequest,
     NudgingConfig,
+    Piece,
     PromptPair,
     StopReason,
     Usage,
@@ -84,6 +85,8 @@ class Nudged:
             finally:
                 await close_all(self.base.session, self.aligned.session)
         assert policy.stop_reason is not None
+        if self.base.markers:  # both sides', with no text behind them
+            out.emit(Piece("", "base", 1.0, 0, markers=tuple(self.base.markers)))
         return End(policy.stop_reason, self.spans.rejected)
 
     @property

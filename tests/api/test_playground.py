@@ -118,6 +118,7 @@ def test_a_card_says_what_a_request_starts_from(scripted: Server):
         "policy": "nudging",
         "start": "aligned",
         "end_lookahead": 0,
+        "end_check": "newline",
         "max_rounds": None,
     }
     assert cards["tale"]["sampling"] == {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0}

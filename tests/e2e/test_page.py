@@ -5,6 +5,7 @@ Needs Chromium as the system's packages have it; Playwright only drives it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -252,11 +253,6 @@ def test_both_models_alone_beside_the_nudged_answer(scripted: Server, visit: Ope
         "tale:aligned",
         "tale",
     ]
-    boxes = [answers.nth(index).bounding_box() for index in range(3)]
-    assert all(boxes)
-    tops, lefts = [box["y"] for box in boxes if box], [box["x"] for box in boxes if box]
-    assert len(set(tops)) == 1
-    assert lefts == sorted(set(lefts))
     assert {speaker for speaker, _ in spans(answers.nth(0))} == {"base"}
     assert {speaker for speaker, _ in spans(answers.nth(1))} == {"aligned"}
     assert text_of(answers.nth(1)).startswith("The fox had fifty dogs.")
@@ -268,6 +264,33 @@ def test_both_models_alone_beside_the_nudged_answer(scripted: Server, visit: Ope
     assert [each["role"] for each in messages] == ["user", "assistant", "user"]
     assert messages[1]["content"] == TALE
     done(page.locator(".answer").last)
+
+
+def test_three_answers_fit_beside_each_other(scripted: Server, visit: Open):
+    page = visit(scripted, viewport={"width": 1280, "height": 800})
+    page.locator("body").evaluate("each => each.style.marginRight = '17px'")  # a wide scroll bar
+    page.get_by_label("Base, aligned and nudged").check()
+    ask(page)
+    answers = page.locator(".answer")
+    for index in range(3):
+        done(answers.nth(index))
+    found = [each.bounding_box() for each in [*answers.all(), page.locator("aside")]]
+    boxes = [box for box in found if box]
+    assert len(boxes) == 4
+    assert len({box["y"] for box in boxes[:3]}) == 1
+    for left, right in itertools.pairwise(boxes):
+        assert left["x"] + left["width"] + 16 <= right["x"]
+    assert boxes[0]["x"] >= 0
+    assert boxes[-1]["x"] + boxes[-1]["width"] <= 1280
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    # Nothing of one reaches out of it, and its figures don't lie on each other.
+    for index in range(3):
+        out = answers.nth(index).evaluate(
+            """each => [...each.querySelectorAll("*")].filter((part) => part.checkVisibility() &&
+              part.getBoundingClientRect().right > each.getBoundingClientRect().right + 0.5)
+              .map((part) => part.outerHTML)"""
+        )
+        assert out == []
 
 
 @pytest.mark.parametrize("how", ["button", "key"])
@@ -307,6 +330,80 @@ def test_settings_are_sent_as_they_are_set(scripted: Server, visit: Open):
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     expect(answer.locator(".status")).to_have_text("cut at max tokens")
     assert figures(answer)["tokens"] == "7"
+
+
+def test_an_answer_has_a_limit_unless_the_field_is_empty(scripted: Server, visit: Open):
+    page = visit(scripted)
+    limit = page.get_by_label("Max tokens")
+    expect(limit).to_be_visible()
+    expect(limit).to_have_value("512")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        done(ask(page))
+    assert sent.value.post_data_json["max_tokens"] == 512
+    assert "stop" not in sent.value.post_data_json
+    limit.fill("")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        done(ask(page))
+    assert "max_tokens" not in sent.value.post_data_json
+
+
+def test_stop_strings_are_sent_kept_and_set_again(
+    scripted: Server, visit: Open, watched: Watched, tmp_path: Path
+):
+    page = visit(scripted)
+    page.locator("#more > summary").click()
+    stops = page.get_by_label("Stop strings")
+    written = " It cost\n\n\\nQ:\nC:\\\\n"
+    stops.fill(written)
+    with page.expect_request("**/v1/chat/completions") as sent:
+        answer = done(ask(page))
+    assert sent.value.post_data_json["stop"] == [" It cost", "\nQ:", "C:\\n"]
+    assert text_of(answer) == "The fox had forty dogs."
+    path = save(page, answer, "Save trace", tmp_path)
+    trace = StoredTrace.model_validate_json(path.read_bytes())
+    assert trace.request["stop"] == [" It cost", "\nQ:", "C:\\n"]
+    stops.fill("")
+    page.locator("#file").set_input_files(path)
+    expect(stops).to_have_value(written.replace("\n\n", "\n"))
+    with page.expect_request("**/v1/chat/completions") as sent:
+        page.get_by_label("What if γ were").fill("0.1")
+        page.get_by_role("button", name="Write it at").click()
+    assert sent.value.post_data_json["stop"] == trace.request["stop"]
+    done(page.locator(".answer").last)
+    watched.expected += ["400"]
+    stops.fill("\n".join("abcdefghijklmnopq"))
+    expect(ask(page).get_by_role("alert")).to_contain_text("at most 16 stop strings")
+
+
+def test_the_fields_are_those_that_the_policy_listens_to(
+    scripted: Server, visit: Open, tmp_path: Path
+):
+    page = visit(scripted, model="fox")
+    page.locator("#more > summary").click()
+    check = page.get_by_label("End check")
+    expect(check).to_have_value("newline")
+    check.select_option("off")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        answer = done(ask(page))
+    assert sent.value.post_data_json["nudging"]["end_check"] == "off"
+    path = save(page, answer, "Save trace", tmp_path)
+    nudging = StoredTrace.model_validate_json(path.read_bytes()).nudging
+    assert nudging is not None
+    assert nudging.end_check == "off"
+    shown = ("γ as a number", "Who begins", "End look-ahead", "End check")
+    for policy, kept in (("reference", 1), ("ensemble", 0), ("nudging", 4)):
+        page.get_by_label("Policy").select_option(policy)
+        for name in shown[:kept]:
+            expect(page.get_by_label(name)).to_be_visible()
+        for name in shown[kept:]:
+            expect(page.get_by_label(name)).to_be_hidden()
+    page.get_by_label("Policy").select_option("reference")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        expect(ask(page)).to_have_attribute("aria-busy", "false")
+    assert "end_check" not in sent.value.post_data_json["nudging"]
+    page.get_by_label("Model", exact=True).select_option("fox:base")
+    expect(check).to_be_hidden()
+    expect(page.get_by_label("γ as a number")).to_be_disabled()
 
 
 def test_a_screen_reader_hears_of_beginning_and_end_alone(scripted: Server, visit: Open):
@@ -373,6 +470,136 @@ def test_a_trace_is_saved_opened_and_written_at_another_gamma(
     assert old.locator(".flip, .after").count() == 0
 
 
+def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    trace = json.loads(path.read_text())
+    change(trace)
+    path.write_text(json.dumps(trace))
+    return path
+
+
+def test_an_opened_trace_sets_the_fields(scripted: Server, visit: Open, tmp_path: Path):
+    def others(trace: dict[str, Any]) -> None:
+        request = trace["request"]
+        del request["max_tokens"]
+        request |= {"temperature": 0.5, "stop": "END"}
+        trace["nudging"] |= {"start": "base", "end_lookahead": 3, "end_check": "off"}
+
+    page = visit(scripted)
+    page.locator("#more > summary").click()
+    path = save(page, done(ask(page)), "Save trace", tmp_path)
+    fields = {
+        "Max tokens": "",
+        "Temperature": "0.5",
+        "Stop strings": "END",
+        "Who begins": "base",
+        "End look-ahead": "3",
+        "End check": "off",
+    }
+    page.locator("#file").set_input_files(changed(path, others))
+    for name, value in fields.items():
+        expect(page.get_by_label(name)).to_have_value(value)
+    # A trace from before there was an end check had none.
+    page.get_by_label("Model", exact=True).select_option("tale")
+    expect(page.get_by_label("End check")).to_have_value("newline")
+    page.locator("#file").set_input_files(
+        changed(path, lambda trace: trace["nudging"].pop("end_check"))
+    )
+    expect(page.get_by_label("End check")).to_have_value("off")
+
+
+def test_what_helps_is_said_where_an_answer_ended_badly(
+    scripted: Server, visit: Open, tmp_path: Path
+):
+    page = visit(scripted)
+    path = save(page, done(ask(page)), "Save trace", tmp_path)
+    expect(page.locator(".remedy")).to_be_hidden()
+    repeated, rounds = "ended: it repeated itself", "ended: too many rounds"
+    for reason, finish, gamma, status, told in (
+        ("repetition", "stop", 0.4, repeated, "Raise γ"),
+        ("repeated_round", "stop", 0.4, repeated, "Raise γ"),
+        ("repeated_round", "stop", 1.01, repeated, "Lower γ to 1"),
+        ("max_rounds", "length", 0.4, rounds, "Lower γ"),
+        ("length", "length", 0.4, "cut at max tokens", "raise Max tokens"),
+        ("context", "length", 0.4, "a context is full", "Start a new chat"),
+    ):
+
+        def end(trace: dict[str, Any]) -> None:
+            trace["answer"] |= {"stop_reason": reason, "finish_reason": finish}  # noqa: B023
+            trace["nudging"]["gamma"] = gamma  # noqa: B023
+            if gamma > 1:  # noqa: B023
+                pieces = trace["answer"]["pieces"]
+                pieces[:] = [each for each in pieces if each["speaker"] == "aligned"]
+                trace["answer"]["text"] = "".join(each["text"] for each in pieces)
+
+        (other := tmp_path / "other.json").write_text(path.read_text())
+        page.locator("#file").set_input_files(changed(other, end))
+        expect(page.locator(".status")).to_have_text(status)
+        expect(page.locator(".remedy")).to_contain_text(told)
+    by_entropy = page.evaluate(
+        """async (reasons) => {
+          const { remedy } = await import(new URL("playground/ended.js", location.href));
+          const policy = { threshold: "entropy" };
+          return reasons.map((stop_reason) => remedy({ stop_reason, nudging: {}, policy }));
+        }""",
+        ["repetition", "max_rounds", "aligned_end"],
+    )
+    assert [each.partition(" ")[0] for each in by_entropy] == ["Lower", "Raise", ""]
+
+
+def test_a_nudge_where_the_base_model_was_sure_says_why(
+    scripted: Server, visit: Open, tmp_path: Path
+):
+    page = visit(scripted)
+    path = save(page, done(ask(page)), "Save trace", tmp_path)
+    moon = " The moon goes round the earth."
+    texts = ["It is so.", moon, moon, " So", " it is", " for ever", " now", "."]
+    speakers = ["base", "base", "base", "aligned", "base", "aligned", "base", "aligned"]
+    rejected = {3: (" The", 0.9), 5: ("\n\nQuestion:", 0.8), 7: ("", 0.7)}
+
+    def sure(trace: dict[str, Any]) -> None:
+        pieces = [
+            {"text": text, "speaker": speaker, "top_prob": 0.95}
+            for text, speaker in zip(texts, speakers, strict=True)
+        ]
+        for at, (text, p1) in rejected.items():
+            pieces[at]["rejected"] = {"text": text, "top_prob": p1}
+        text = "".join(texts)
+        end = {"text": "\n", "top_prob": 0.6}
+        trace["answer"] |= {"pieces": pieces, "text": text, "rejected": end}
+
+    page.locator("#file").set_input_files(changed(path, sure))
+    tip = page.get_by_role("tooltip")
+
+    def told(at: int) -> list[str]:
+        page.locator(f'[data-piece="{at}"]').hover()
+        expect(tip).to_be_visible()
+        return tip.locator("div").evaluate_all("all => all.map((each) => each.innerText)")
+
+    def rows(at: int) -> list[str]:
+        return [re.sub(r"\s+", " ", row) for row in told(at)]
+
+    assert rows(3)[1:4] == [
+        "instead of “ The”",
+        "p1 0.900 ≥ γ 0.40",
+        "gave way here it repeated itself",
+    ]
+    assert rows(5)[1:4] == [
+        "instead of “⏎⏎Question:”",
+        "p1 0.800 ≥ γ 0.40",
+        "gave way here the next turn’s header",
+    ]
+    assert rows(7)[1:] == [
+        "instead of the base model’s end of text",
+        "p1 0.700",
+        "its top-1 0.950",
+        "ended before “⏎”",
+        "p1 0.600 ≥ γ 0.40",
+        "gave way here the end of a line",
+    ]
+    sheet = save(page, page.locator(".answer"), "Save page", tmp_path / "sheet")
+    assert '"end":{"text":"\\n","top_prob":0.6}' in sheet.read_text("utf-8")
+
+
 def in_one_piece(path: Path, text: str) -> None:
     """A trace whose answer is this text, after its first word."""
     trace = json.loads(path.read_text())
@@ -398,9 +625,9 @@ def test_an_answer_that_breaks_the_promise_is_said(scripted: Server, visit: Open
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_the_page_compares_as_the_server_does(table: Page, case: dict[str, Any]):
     found = table.evaluate(
-        """async ({ pieces, end, recorded, start, gamma }) => {
+        """async ({ pieces, end, ...settings }) => {
           const { compare } = await import(new URL("playground/whatif.js", location.href));
-          return compare(pieces, end, { recorded, start, gamma });
+          return compare(pieces, end, settings);
         }""",
         case,
     )

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.api.extension import pieces as traced
 from server.core import (
     AnswerRequest,
     Finished,
@@ -124,13 +125,23 @@ async def test_one_at_the_end_is_seen_and_shows_nothing():
     assert [*Plain().end(finished)] == [finished]
 
 
-@KINDS
-async def test_what_a_stop_string_cuts_off_takes_its_marks_along(kind: str):
-    request = AnswerRequest(SamplingParams(temperature=0), stop=("ree f",))
-    script = ids(MARK, "One two", MARK, " three", MARK, " four")
-    pieces, finished = await whole(writer(kind, script, request), request)
-    assert finished.stop_reason == "stop_string"
-    assert seen(pieces) == f"{MARK}One two{MARK} th"
+@pytest.mark.parametrize("stop", [(), ("three",)])
+@pytest.mark.parametrize("speaker", ["base", "aligned"])
+async def test_one_behind_all_text_of_both_is_seen_too(speaker: str, stop: tuple[str, ...]):
+    mark = "<|bos|>"  # ends nobody's turn
+    text = ids("One two")
+    marked = [*text, tokenizer().chat.convert_tokens_to_ids(mark)]
+    base, aligned = (of_ids(marked if each == speaker else text) for each in ("base", "aligned"))
+    request = AnswerRequest(SamplingParams(temperature=0), stop=stop)
+    nudged = Nudged(base, aligned, PromptPair(("a ",), ("a ",)), request, NudgingConfig(gamma=0.6))
+    pieces, finished = await whole(nudged, request)
+    assert finished.stop_reason == "aligned_end"
+    assert seen(pieces) == f"One two{mark}"
+    # Whoever reads the answer or its trace has nothing of it.
+    assert pieces[-1].only_tokens
+    assert shown(pieces) == "One two"
+    assert "".join(piece["text"] for piece in traced(pieces)) == "One two"
+    assert all(piece["text"] for piece in traced(pieces))
 
 
 async def test_what_spells_a_special_token_is_text():

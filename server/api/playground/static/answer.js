@@ -3,10 +3,11 @@
 //
 // Text that a model wrote, or a file held, gets into the page as textContent and no other way.
 
+import { ended, remedy } from "./ended.js";
 import { exportPage } from "./export.js";
 import { inspect } from "./inspect.js";
 import { plot } from "./plot.js";
-import { shownPieces, stored } from "./trace.js";
+import { hasGrammar, shownPieces, stored } from "./trace.js";
 import { compare } from "./whatif.js";
 
 export function element(name, { text, ...attributes } = {}, ...children) {
@@ -42,6 +43,7 @@ export class Answer {
       "aria-label": `${title}: the answer, piece by piece, with the arrow keys`,
     });
     this.status = element("span", { className: "status", text: "waiting" });
+    this.remedy = element("p", { className: "remedy", hidden: true });
     this.trouble = element("p", { className: "trouble", role: "alert", hidden: true });
     this.figures = element("dl", { className: "figures" });
     this.svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -57,12 +59,14 @@ export class Answer {
       { className: "answer", "aria-labelledby": id, "aria-busy": "true" },
       element("header", {}, element("h3", { id, text: title }), this.status),
       this.text,
+      this.remedy,
       this.trouble,
       this.figures,
       this.plotBox,
       this.actions,
     );
-    this.view = { pieces: [], gamma: record.gamma }; // what can be pointed at
+    // What can be pointed at.
+    this.view = { pieces: [], end: null, gamma: record.gamma, grammar: hasGrammar(record) };
     this.inspector = inspect(this.text, this.view, {
       say,
       shown: (at) => this.drawn?.point(at),
@@ -126,7 +130,10 @@ export class Answer {
     const whole = this.record.finish_reason !== null;
     if (whole) this.#degraded();
     this.status.textContent = how || (whole ? ended(this.record) : "");
+    this.remedy.textContent = whole && !how ? remedy(this.record) : "";
+    this.remedy.hidden = !this.remedy.textContent;
     if (this.record.text && !this.view.pieces.length) this.#append();
+    this.view.end = this.record.rejected;
     this.actions.hidden = this.record.text === "" && !whole;
     for (const button of this.exports) button.hidden = !whole || !this.record.usage;
     if (this.whatIf) this.whatIf.hidden = !whole;
@@ -328,18 +335,6 @@ export function titleOf({ request, nudging, policy }) {
   if (!threshold) return `${model}, ${nudging.policy}`;
   const symbol = threshold === "gamma" ? "γ" : threshold;
   return `${model}, ${symbol} ${nudging[threshold].toFixed(2)}`;
-}
-
-function ended({ finish_reason, stop_reason }) {
-  if (finish_reason === "length") {
-    return stop_reason === "context" ? "a context is full" : "cut at max tokens";
-  }
-  const reasons = {
-    max_rounds: "ended: too many rounds",
-    repeated_round: "ended: it repeated itself",
-    repetition: "ended: it repeated itself",
-  };
-  return reasons[stop_reason] ?? "done";
 }
 
 async function copied(text) {

@@ -3,9 +3,9 @@
 import { ApiError, chat, models, state } from "./api.js";
 import { Answer, element, titleOf } from "./answer.js";
 import { textOf } from "./export.js";
+import { at, listen, restore, sampled, settings, show } from "./form.js";
 import { effective, newRecord, parse, take } from "./trace.js";
 
-const at = (id) => document.getElementById(id);
 const SAMPLES = {
   demo: [
     "What is the capital of Galicor?",
@@ -37,55 +37,16 @@ at("key").addEventListener("change", () => {
   loading = load();
 });
 
-function field(id, fallback) {
-  const value = at(id).valueAsNumber;
-  return Number.isFinite(value) ? value : fallback;
-}
-
-// The fields of the settings that have some; a policy listens to those that its card names.
-const FIELDS = {
-  gamma: ["gamma", "gamma-number"],
-  entropy: ["entropy"],
-  start: ["start"],
-  end_lookahead: ["lookahead"],
-  end_check: ["end-check"],
-};
-
-function setGamma(value) {
-  at("gamma").value = value;
-  at("gamma-number").value = value;
-}
-at("gamma").addEventListener("input", () => (at("gamma-number").value = at("gamma").value));
-at("gamma-number").addEventListener("input", () => (at("gamma").value = at("gamma-number").value));
 at("model").addEventListener("change", () => choose());
-at("policy").addEventListener("change", () => listen());
-at("settings").addEventListener("submit", (event) => event.preventDefault());
+at("policy").addEventListener("change", () => listen(cards.get(at("model").value)));
 
 // The card of the chosen model; its settings become the form's.
 function choose() {
   const card = cards.get(at("model").value);
   if (!card) return;
-  const pair = card.nudging !== undefined;
-  at("three").disabled = !pair;
-  if (!pair) document.querySelector('[name=mode][value="one"]').checked = true;
-  at("temperature").value = card.sampling.temperature;
-  if (pair) {
-    setGamma(card.nudging.gamma);
-    at("entropy").value = card.nudging.entropy;
-    at("start").value = card.nudging.start;
-    at("lookahead").value = card.nudging.end_lookahead;
-    at("end-check").value = card.nudging.end_check;
-  }
-  const names = Object.keys(card.policies ?? {});
-  at("policy").replaceChildren(
-    ...names.map((name) => element("option", { value: name, text: name })),
-  );
-  if (pair) at("policy").value = card.nudging.policy;
-  at("policy-field").hidden = names.length < 2;
-  listen();
-  at("gamma-hint").textContent = pair
-    ? `This model’s own: ${card.nudging.gamma.toFixed(2)}. Over 1 the aligned model writes all.`
-    : "One model alone: nothing is nudged.";
+  at("three").disabled = !card.nudging;
+  if (!card.nudging) document.querySelector('[name=mode][value="one"]').checked = true;
+  show(card);
   const known = card.id.split(":")[0] === "demo" ? SAMPLES.demo : SAMPLES.other;
   at("samples").replaceChildren(
     ...known.map((text) => {
@@ -94,17 +55,6 @@ function choose() {
       return element("li", {}, button);
     }),
   );
-}
-
-// The fields of the chosen policy's settings; a threshold of another has no place.
-function listen() {
-  const card = cards.get(at("model").value);
-  const { settings = [] } = card?.policies?.[at("policy").value] ?? {};
-  for (const [setting, ids] of Object.entries(FIELDS)) {
-    for (const id of ids) at(id).disabled = !settings.includes(setting);
-  }
-  at("entropy-field").hidden = !settings.includes("entropy");
-  at("gamma-field").hidden = Boolean(card?.nudging) && !settings.includes("gamma");
 }
 
 // What the cards say of policies, by name.
@@ -174,31 +124,6 @@ function failed(error) {
 }
 
 // -- answers ----------------------------------------------------------------------------------
-
-function settings(card) {
-  if (!card.nudging) return null;
-  return {
-    ...card.nudging,
-    policy: at("policy").value,
-    entropy: field("entropy", card.nudging.entropy),
-    gamma: field("gamma-number", card.nudging.gamma),
-    start: at("start").value,
-    end_lookahead: field("lookahead", card.nudging.end_lookahead),
-    end_check: at("end-check").value,
-  };
-}
-
-function request(model, messages) {
-  const own = cards.get(model).sampling;
-  const most = field("max-tokens", null);
-  return {
-    model,
-    messages,
-    ...own,
-    temperature: field("temperature", own.temperature),
-    ...(most === null ? {} : { max_tokens: most }),
-  };
-}
 
 // What the API is asked for a record.
 function body(record) {
@@ -327,7 +252,8 @@ async function ask(question) {
   const answers = asked.map((model) => {
     const nudging = settings(cards.get(model));
     const policy = nudging && card.policies[nudging.policy];
-    return made(newRecord(request(model, messages), nudging, policy));
+    const request = { model, messages, ...sampled(cards.get(model)) };
+    return made(newRecord(request, nudging, policy));
   });
   turn(messages, answers);
   await writeAll(answers);
@@ -367,13 +293,7 @@ function open(source) {
   if (cards.has(model)) {
     at("model").value = model;
     choose();
-    if (record.nudging) {
-      setGamma(record.nudging.gamma);
-      if (cards.get(model).policies?.[record.nudging.policy]) {
-        at("policy").value = record.nudging.policy;
-        listen();
-      }
-    }
+    restore(record, cards.get(model));
   }
   const answer = made(record);
   turn(messages, [answer], messages.filter(({ role }) => role !== "system").length - 1);

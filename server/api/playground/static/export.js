@@ -1,6 +1,6 @@
 // A trace as a page of its own: one file, which opens without a network and asks nobody anything.
 
-import { shownPieces } from "./trace.js";
+import { hasGrammar, shownPieces } from "./trace.js";
 
 const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
 const escaped = (text) => String(text).replace(/[&<>"']/g, (found) => ESCAPES[found]);
@@ -37,9 +37,10 @@ export async function exportPage(record, { plot, figures, title }) {
   const counted = figures.map(
     ([value, name]) => `<div><dt>${escaped(name)}</dt><dd>${escaped(value)}</dd></div>`,
   );
+  const { rejected: end, gamma } = record;
+  const view = { pieces, end, gamma, grammar: hasGrammar(record) };
   const start =
-    `inspect(document.querySelector(".text"), ` +
-    `${json({ pieces, gamma: record.gamma })}, ` +
+    `inspect(document.querySelector(".text"), ${json(view)}, ` +
     `{ say: (text) => { document.querySelector("#news").textContent = text; } });`;
   return `<!doctype html>
 <html lang="en">

@@ -4,28 +4,63 @@
 const number = (p) => (p >= 0.9995 && p < 1 ? p.toFixed(5) : p.toFixed(3));
 const quoted = (text) => `“${text.replaceAll("\n", "⏎")}”`;
 
-// What there is to say about a piece, as [name, value] pairs. gamma: null where one model wrote
-// the whole answer.
-export function facts(piece, gamma) {
+// What there is to say about a piece, as [name, value] pairs. end: what the base model would have
+// written behind the last one. gamma: null where one model wrote the whole answer. grammar: whether one
+// decided, too.
+export function facts({ pieces, end = null, gamma, grammar }, at) {
+  const piece = pieces[at];
   const told = [["", piece.speaker === "base" ? "Base model" : "Aligned model"]];
   if (piece.top_prob === undefined) return told;
-  const limit = gamma === null ? "" : gamma.toFixed(2);
+  const limit = gamma === null || grammar ? null : gamma;
   if (piece.speaker === "base") {
-    told.push(["p1", limit ? `${number(piece.top_prob)} ≥ γ ${limit}` : number(piece.top_prob)]);
+    const p1 = number(piece.top_prob);
+    told.push(["p1", gamma === null ? p1 : `${p1} ≥ γ ${gamma.toFixed(2)}`]);
   } else {
-    if (piece.rejected && piece.rejected.text === "") {
-      told.push(["instead of", "the base model’s end of text"]);
-      told.push(["p1", number(piece.rejected.top_prob)]);
-    } else if (piece.rejected) {
-      const under = piece.rejected.top_prob < gamma ? ` < γ ${limit}` : "";
-      told.push(["instead of", quoted(piece.rejected.text)]);
-      told.push(["p1", number(piece.rejected.top_prob) + under]);
+    if (piece.rejected) {
+      told.push(...instead("instead of", piece.rejected, pieces.slice(0, at), limit));
     } else if (gamma !== null) {
       told.push(["base model", "not asked here"]);
     }
     told.push(["its top-1", number(piece.top_prob)]);
   }
+  if (end && at === pieces.length - 1) told.push(...instead("ended before", end, pieces, limit));
   return told;
+}
+
+// A token of the base model that the answer hasn't got.
+function instead(name, { text, top_prob }, pieces, gamma) {
+  const p1 = number(top_prob);
+  if (text === "") return [[name, "the base model’s end of text"], ["p1", p1]];
+  const told = [[name, quoted(text)]];
+  if (gamma === null) return [...told, ["p1", p1]];
+  const sure = top_prob >= gamma;
+  told.push(["p1", `${p1} ${sure ? "≥" : "<"} γ ${gamma.toFixed(2)}`]);
+  return sure ? [...told, ["gave way here", reason(pieces, text)]] : told;
+}
+
+// Why a base model gave way that was sure (docs/policies.md). A trace doesn't say it, but the texts do:
+// what has come round, a line that was about to end, or else what stands in front of a next turn.
+function reason(pieces, text) {
+  if (/\n\s*\S/.test(text)) return "the next turn’s header";
+  if (comesAgain(pieces.map((piece) => piece.text).join(""))) return "it repeated itself";
+  return text.startsWith("\n") ? "the end of a line" : "the next turn’s header";
+}
+
+// As server/decoding/loops.py tells: the same sentences twice in a row, or the same phrase or tokens
+// three times.
+function comesAgain(text) {
+  const sentences = text
+    .split(/(?<=[.!?])(?=\s)|(?<=[。！？])|\n/)
+    .map((sentence) => sentence.replace(/[^\p{L}\p{N}]/gu, "").toLowerCase())
+    .filter((letters) => new TextEncoder().encode(letters).length >= 12);
+  for (let length = 1; length <= 6 && 2 * length <= sentences.length; length++) {
+    const last = sentences.slice(-length).join("\n");
+    if (sentences.slice(-2 * length, -length).join("\n") === last) return true;
+  }
+  for (let length = 5; length <= 512 && 3 * length <= text.length; length++) {
+    if (text.endsWith(text.slice(-length).repeat(3))) return true;
+  }
+  return false;
 }
 
 let tip = null;
@@ -41,7 +76,7 @@ function tipOf(document) {
   return tip;
 }
 
-// text: the element with the pieces (`.piece[data-piece]`). record: {pieces, gamma}, which may
+// text: the element with the pieces (`.piece[data-piece]`). record: as `facts` reads it; it may
 // grow. say: tells a screen reader. Returns {show, hide}.
 export function inspect(text, record, { say = () => {}, shown = () => {} } = {}) {
   let current = -1;
@@ -59,7 +94,7 @@ export function inspect(text, record, { say = () => {}, shown = () => {} } = {})
     hide();
     current = at;
     span.classList.add("current");
-    const told = facts(piece, record.gamma);
+    const told = facts(record, at);
     const box = tipOf(document);
     box.replaceChildren();
     for (const [name, value] of told) {

@@ -26,6 +26,9 @@ export function newRecord(request, nudging, policy) {
   };
 }
 
+// Whether p1 and the token that was drawn may be of two distributions.
+export const hasGrammar = ({ request }) => "response_format" in request;
+
 // The settings of a record that have an effect, as its policy's card names them: all that a request
 // may say.
 export function effective({ nudging, policy }) {
@@ -131,12 +134,10 @@ export function parse(source, policies = {}) {
   const kind = nudging ? policy.trace : "pieces";
   check(whole || kind === "rounds", "answer.text");
   check(nudging === null || usage.nudging, "usage.nudging");
-  if (kind === "decisions" && !("response_format" in request)) {
-    answer.pieces.forEach(({ speaker, top_prob, rejected }, at) => {
-      const where = `answer.pieces.${at}`;
-      check(speaker !== "base" || top_prob >= nudging.gamma, where);
-      check(!rejected?.text || rejected.top_prob < nudging.gamma, `${where}.rejected`);
-    });
+  if (kind === "decisions" && !hasGrammar({ request })) {
+    answer.pieces.forEach(({ speaker, top_prob }, at) =>
+      check(speaker !== "base" || top_prob >= nudging.gamma, `answer.pieces.${at}`),
+    );
   }
   const record = newRecord(request, nudging, policy);
   const { created, server } = trace;
