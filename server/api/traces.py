@@ -125,11 +125,10 @@ class StoredTrace(_Part):
         if kind != "decisions" or "response_format" in self.request:
             return self
         for number, piece in enumerate(answer.pieces):
-            where = f"answer.pieces.{number}"
             if piece.speaker == "base" and piece.top_prob < nudging.gamma:
-                raise ValueError(f"{where}: the base model wrote it, with p1 under gamma")
-            if piece.rejected and piece.rejected.text and piece.rejected.top_prob >= nudging.gamma:
-                raise ValueError(f"{where}.rejected: it has p1 of gamma or more")
+                raise ValueError(
+                    f"answer.pieces.{number}: the base model wrote it, with p1 under gamma"
+                )
         return self
 
     @classmethod

@@ -59,7 +59,7 @@ def test_what_only_looks_like_it_is_no_loop(text: str):
         assert most(text, size) <= 1
 
 
-@given(st.lists(st.sampled_from([MOON, "The sun shines by day. ", "\n", " x ", "3.", "5 "])))
+@given(st.lists(st.sampled_from([f"{MOON} ", "The sun shines by day. ", "\n", " x ", "3.", "5 "])))
 def test_each_is_told_of_once_however_it_is_cut(parts):
     text = "".join(parts)
 

@@ -326,7 +326,7 @@ def test_a_prompt_that_does_not_fit_one_model_says_which(speaker: str):
 
 @pytest.mark.parametrize("full", ["base", "aligned"])
 async def test_a_full_context_finishes_with_length(full: str):
-    text = "word " * 200
+    text = "".join(f"word {number} " for number in range(100))
     engines = {"base": engine((text, 0.9)), "aligned": engine((text, 0.9))}
     engines[full] = engine((text, 0.9), context=40)
     gamma = 0.5 if full == "base" else 2.0
