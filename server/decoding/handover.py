@@ -272,11 +272,14 @@ class Remembered(Side):
         await self.session.stop()
         async with self.reads:
             await self.catch_up()
-            if before:
-                ids = self.tokenizer.encode_text(before)
-                token = (await self.session.check(ids, 1))[-1]
-            else:
-                token = await self.session.glance(params)
+            ids = self.tokenizer.encode_text(before)
+            if self.room <= len(ids):
+                return False
+            if ids:
+                await self.session.extend(ids)
+            token = await self.session.glance(params)
+            if ids:
+                await self.session.extend([], drop=len(ids))
         return token.top[0][0] in self.info.stop_ids
 
     def _open(self, engine: Engine, prompt: TokenIds) -> Memory:

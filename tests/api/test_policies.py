@@ -27,6 +27,7 @@ SETTINGS: Json = {
     "entropy": 1.5,
     "start": "base",
     "end_lookahead": 2,
+    "end_check": "off",
     "max_rounds": 3,
 }
 FIELDS: Json = {
@@ -176,7 +177,7 @@ def variants(trace: Json) -> dict[str, Json]:
 
 
 FITS = {
-    "decisions": ["as it is"],
+    "decisions": ["as it is", "a nudge over gamma"],
     "pieces": ["as it is", "p1 under gamma", "a nudge over gamma"],
     "rounds": ["as it is", "another text", "p1 under gamma", "a nudge over gamma"],
 }

@@ -193,7 +193,7 @@ async def test_with_a_nudge_inside_each_time_too():
 WORDS = [" a", ".", "\n", "\n\n", ".\n", "Question", ":", " Answer", "Answer", " the", " 1", "é"]
 
 
-def noisy(name: str, seed: int, folder: str, ending: float) -> ScriptedEngine:
+def noisy(name: str, seed: int, folder: str, ending: float, context: int) -> ScriptedEngine:
     """Tokens and certainty that depend on the text alone, the same for both ways of cutting it."""
     tokenizer = Tokenizer.load(str(DEMO / folder))
     end = tokenizer.chat.eos_token_id
@@ -206,7 +206,7 @@ def noisy(name: str, seed: int, folder: str, ending: float) -> ScriptedEngine:
         drawn = end if kind < ending else turn if kind > 0.98 else draws.choice(ids)
         return [(drawn, draws.choice((0.2, 0.6, 0.95)))]
 
-    return ScriptedEngine(EngineInfo(name, "noise", 512, tokenizer, (end,)), distribution)
+    return ScriptedEngine(EngineInfo(name, "noise", context, tokenizer, (end,)), distribution)
 
 
 @given(
@@ -218,14 +218,19 @@ def noisy(name: str, seed: int, folder: str, ending: float) -> ScriptedEngine:
     start=st.sampled_from(["base", "aligned"]),
     most=st.sampled_from([1, 2, 5, 40]),
     headers=st.sampled_from([(), HEADERS, ("\n1", ".\n")]),
+    contexts=st.tuples(st.sampled_from([2, 3, 9, 512]), st.sampled_from([2, 3, 9, 512])),
 )
-def test_whatever_they_write(seed, folder, gamma, check, lookahead, start, most, headers):
-    """Laws of any answer: it has room, the base model is sure of what it wrote, no header is
-    in what it wrote alone, and every way of computing it gives the same."""
+def test_whatever_they_write(seed, folder, gamma, check, lookahead, start, most, headers, contexts):
+    """Laws of any answer: it ends in the room that there is (of its length, of either model's
+    context), no header is in what the base model wrote alone, and every way of computing it gives
+    the same."""
     request = replace(GREEDY, max_tokens=most)
     found = []
     for way in WAYS if folder == "aligned" else ["plain"]:
-        engines = noisy("base", seed, "aligned", 0.03), noisy("aligned", seed, folder, 0.1)
+        engines = (
+            noisy("base", seed, "aligned", 0.03, contexts[0]),
+            noisy("aligned", seed, folder, 0.1, contexts[1]),
+        )
         asked = {"gamma": gamma, "end_check": check, "end_lookahead": lookahead, "start": start}
         spans, end, rejected = asyncio.run(told(*engines, way, headers, request, **asked))
         assert end.usage.completion_tokens <= most
