@@ -260,8 +260,10 @@ async def test_law_3_every_committed_base_token_has_p1_of_gamma_or_more(
             if piece.speaker == "base":
                 assert piece.top_prob >= gamma
             elif piece.rejected is not None:
-                # Nudged where the base model was uncertain, or at its end of text.
-                end = piece.rejected.text == ""
+                # Nudged where the base model was uncertain, or at its end of text, which a turn's
+                # header is too.
+                said = piece.rejected.text
+                end = said == "" or said.rstrip().endswith(("Question:", "Answer:"))
                 assert end or piece.rejected.top_prob < gamma
 
     await asyncio.gather(*(check(question, gamma) for question in QUESTIONS for gamma in GAMMAS))
@@ -276,7 +278,8 @@ async def test_base_steps_and_aligned_steps_stay_within_their_bounds(registry: R
         usages = [finished.usage for _, finished in answers]
         committed = sum(usage.completion_tokens for usage in usages)
         nudged_tokens = sum(usage.aligned_tokens for usage in usages)
-        assert sum(usage.base_steps for usage in usages) <= 1.1 * committed
+        # The header of the next turn, some tokens, was written behind nearly every answer, too.
+        assert sum(usage.base_steps for usage in usages) <= 1.1 * committed + 5 * len(usages)
         assert sum(usage.aligned_steps for usage in usages) <= 2.5 * nudged_tokens
         for usage in usages:
             steps = usage.base_steps + usage.aligned_steps
