@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from scripts.benchmark.pairs import QUESTIONS, Pair
 from server.core import AnswerRequest, Finished, Message, NudgingConfig, SamplingParams, Usage
 from server.decoding.nudged import Nudged
-from server.decoding.speculation.predraft import read_along
-from server.decoding.speculation.verify import verify
+from server.decoding.speculation.predraft import ReadAlong
+from server.decoding.speculation.verify import Verified
 from server.decoding.stream import stream
 from server.engines.vllm.engine import VllmEngine
 from server.serving.registry import Registry
@@ -117,10 +117,10 @@ async def run(
         prompt = registry.prompts(served, [Message("user", question)])
         began = time.perf_counter()
         writer = registry.writer(served, prompt, request, nudging)
-        if isinstance(writer, Nudged) and system.verify:
-            verify(writer, system.verify)
-        elif isinstance(writer, Nudged) and system.eager:
-            read_along(writer)
+        if isinstance(writer, Nudged) and (system.verify or system.eager):
+            engines = (registry.engine(served, "base"), registry.engine(served, "aligned"))
+            given = *engines, prompt, request, nudging
+            writer = Verified(*given, system.verify) if system.verify else ReadAlong(*given)
         times: list[float] = []
         async with aclosing(stream(writer, request)) as events:
             async for event in events:

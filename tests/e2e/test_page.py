@@ -66,6 +66,7 @@ def visit(browser: Browser, watched: Watched) -> Iterator[Open]:
             **{"viewport": {"width": 1400, "height": 900}, "accept_downloads": True} | options
         )
         context.set_default_timeout(10_000)
+        context.set_default_navigation_timeout(60_000)  # the first one, on a busy machine
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: watched.wrong.append(f"error: {error}"))
