@@ -248,29 +248,15 @@ class Side:
 
 
 class Remembered(Side):
-    """A side whose model's next words are remembered.
-
-    reads: held by whoever has the session read or write while the other side's turn runs.
-    """
+    """A side whose model's next words are remembered."""
 
     session: Memory
-
-    def __init__(
-        self,
-        engine: Engine,
-        speaker: Speaker,
-        prompt: PromptText | TokenIds,
-        *,
-        verbatim: bool = False,
-    ) -> None:
-        super().__init__(engine, speaker, prompt, verbatim=verbatim)
-        self.reads = asyncio.Lock()
 
     async def would_end(self, before: str, params: TurnParams) -> bool:
         """Whether the model's likeliest token is its end, behind what was committed and some text
         that wasn't. params: of a turn of one token."""
         await self.session.stop()
-        async with self.reads:
+        async with self.session.reads:
             await self.catch_up()
             ids = self.tokenizer.encode_text(before)
             if self.room <= len(ids):

@@ -69,7 +69,13 @@ class RepeatedSentences:
         """Take in text: how often what has just come to an end came in a row, 1 if once; 0 where
         nothing has."""
         found = 0
-        *ended, self._begun = _BREAK.split(self._begun + text)
+        # A break is seen from the character in front of it; what was read before that has none.
+        *ended, rest = _BREAK.split(self._begun[-1:] + text)
+        if ended:
+            ended[0] = self._begun[:-1] + ended[0]
+            self._begun = rest
+        else:
+            self._begun += text
         for sentence in ended:
             found = max(found, self._ended(sentence, whole=True))
         if self._begun.endswith(_ENDS):  # "3." of "3.5" may be one too, for now

@@ -70,6 +70,8 @@ class Memory(SessionBefore):
 
     Behind the context, in the engine's, are the tokens ``ahead``; ``_next`` says what the model
     would write behind those and has not: an end, or the beginning of another word.
+
+    reads: held by whoever has it read or write while the other model's turn runs.
     """
 
     def __init__(self, session: Session, info: EngineInfo) -> None:
@@ -80,6 +82,7 @@ class Memory(SessionBefore):
         self._draft: asyncio.Task[TurnEnd | None] | None = None
         self._grew = asyncio.Event()
         self._stopping = False
+        self.reads = asyncio.Lock()
 
     @property
     def length(self) -> int:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import cached_property
 
-from server.core import AnswerRequest, NudgingConfig, PromptPair, TokenIds
+from server.core import TokenIds
 from server.decoding.handover import Remembered
 from server.decoding.nudged import Nudged
 from server.decoding.rules import WORD_TOKENS
 from server.decoding.speculation.drafts import turn_ahead
-from server.engines.base import Engine, Token, TurnEnd, TurnParams
+from server.engines.base import Token, TurnEnd, TurnParams
 
 
 class Reader:
@@ -59,7 +60,7 @@ class Reader:
     async def _read(self) -> None:
         side, memory = self._side, self._side.session
         while True:
-            async with side.reads:
+            async with memory.reads:
                 if self._stopping or not side.verbatim:
                     return
                 self._written.clear()
@@ -80,17 +81,9 @@ class ReadAlong(Nudged):
     """An answer whose aligned model reads along. `server.decoding.speculation.drafts.can_draft`
     must hold."""
 
-    def __init__(
-        self,
-        base: Engine,
-        aligned: Engine,
-        prompt: PromptPair,
-        request: AnswerRequest,
-        config: NudgingConfig,
-    ) -> None:
-        """Raises `ContextLengthExceeded` if the prompt doesn't fit one of the models."""
-        super().__init__(base, aligned, prompt, request, config)
-        self._reader = Reader(self.aligned, turn_ahead(request, WORD_TOKENS, word=()))
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self.aligned, turn_ahead(self.request, WORD_TOKENS, word=()))
 
     async def _base_events(self) -> AsyncGenerator[Token | TurnEnd]:
         return self._followed(await super()._base_events())
