@@ -6,9 +6,9 @@ engine, HTTP, or a rule of the policy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from server.policies import DEFAULT, Policy
 
@@ -17,16 +17,43 @@ Speaker = Literal["base", "aligned"]
 
 TokenIds: TypeAlias = list[int]
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 """OpenAI's ``finish_reason``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation. ``role`` is ``system``, ``user`` or ``assistant``."""
+class Tool:
+    """A function that a model may call. parameters: the JSON schema of its arguments, an object.
+    strict: whether the schema must be followed exactly, or refused."""
 
-    role: Literal["system", "user", "assistant"]
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model made. arguments: a JSON text, an object where a model wrote it well."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    calls: what an assistant called, behind what it said. call_id: in a ``tool``'s message, the call
+    that it answers. reasoning: an assistant's, in front of what it said.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,16 +283,22 @@ class Finished:
     matched: the stop string or the stop token's id that ended it, if one did.
     rejected: what the base model would have written at the end, where it gave way there and the
         answer ended instead of a nudge.
+    calls: how many tools the answer calls, as its text was read (`server.decoding.parsing`).
+    reasoning_tokens: how many of the answer's tokens are reasoning, read in the same way.
     """
 
     stop_reason: StopReason
     usage: Usage
     matched: str | int | None = None
     rejected: Rejected | None = None
+    calls: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def finish_reason(self) -> FinishReason:
-        return "length" if self.stop_reason in _CUT else "stop"
+        if self.stop_reason in _CUT:
+            return "length"
+        return "tool_calls" if self.calls else "stop"
 
 
 @dataclass(frozen=True, slots=True)

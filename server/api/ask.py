@@ -9,18 +9,40 @@ in which it has another one translates it (`Dialect.error`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from server.core import AnswerRequest, Grammar, Message, NudgingConfig, SamplingParams, TokenIds
+from server.core import (
+    AnswerRequest,
+    Grammar,
+    Message,
+    NudgingConfig,
+    SamplingParams,
+    TokenIds,
+    Tool,
+)
 from server.policies import PolicySpec
 from server.text.prompts import PromptEnd
 
 Json = dict[str, Any]
 
-Tools = Literal["offered", "demanded"]
-"""Whether a model may call some, or an answer without a call would be wrong."""
+
+@dataclass(frozen=True)
+class Tools:
+    """What a model may call.
+
+    offered: all that it is told of, at least one.
+    callable: the names of those that it may call now; None: any.
+    demanded: whether an answer must be a call, or several.
+    parallel: whether it may call more than one.
+    """
+
+    offered: Sequence[Tool]
+    callable: Collection[str] | None = None
+    demanded: bool = False
+    parallel: bool = True
+
 
 MESSAGE_BYTES = 64
 """What a message costs beside its text, in bytes of text."""

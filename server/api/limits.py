@@ -48,7 +48,7 @@ def check_request(request: Request, ask: Ask) -> None:
 def check_tools(registry: Registry, tools: Tools | None, served: Served) -> None:
     """Raises `ApiError` (400) for tools that the served model is not to pass over."""
     unseen = registry.settings.models[served.name].tools == "unseen"
-    if tools == "demanded" or (tools == "offered" and not unseen):
+    if tools is not None and (tools.demanded or not unseen):
         raise ApiError(
             400, "'tools' are not supported, unless 'tool_choice' is 'none'", param="tools"
         )

@@ -23,8 +23,35 @@ class Content:
     piece: Piece
 
 
-Part: TypeAlias = Content
-"""What an answer consists of."""
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Text that a model thinks before it answers, without the markers around it."""
+
+    piece: Piece
+
+
+@dataclass(frozen=True, slots=True)
+class CallBegins:
+    """A tool is called: of which call of the answer, from 0, the id and the tool's name. piece: the
+    name as it was written."""
+
+    number: int
+    id: str
+    name: str
+    piece: Piece
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """More of a call's arguments: those of one call join to a JSON text, an object, and come before
+    the next call begins."""
+
+    number: int
+    piece: Piece
+
+
+Part: TypeAlias = Content | Reasoning | CallBegins | CallArguments
+"""What an answer consists of. What a format puts around these is no text of theirs."""
 
 
 class Parser(Protocol):

@@ -31,7 +31,7 @@ from server.api.fields import (
     refuse,
     refused,
 )
-from server.core import Message
+from server.core import Message, Tool
 from server.text.prompts import PromptEnd
 
 MAX_TOKENS = 2**18
@@ -132,7 +132,9 @@ class Conversation(Strict):
     def tools_asked(self) -> Tools | None:
         if not self.tools or self.tool_choice == "none":
             return None
-        return "offered" if self.tool_choice in (None, "auto") else "demanded"
+        functions = [each.get("function") for each in self.tools]
+        names = [str(each.get("name")) for each in functions if isinstance(each, dict)]
+        return Tools([*map(Tool, names)], demanded=self.tool_choice not in (None, "auto"))
 
     def conversation(self) -> list[Message]:
         return [message.message() for message in self.messages]
