@@ -24,6 +24,7 @@ PHRASE_REPEATS = (3, 48), (4, 72)
 """How often a phrase comes, and in how many characters, to be told of: once, and again."""
 
 _SEEN = 24  # characters by which a phrase is found again
+_NUMBER = re.compile(r"\s*\d{1,3}[.)]\s")  # of a list's item, which may come again under another
 _WIDE = "\u3002\uff01\uff1f"  # the ideographic full stop, the wide ! and ?
 _BREAK = re.compile(rf"(?<=[.!?])(?=\s)|(?<=[{_WIDE}])|\n")
 _ENDS = tuple(f".!?{_WIDE}")
@@ -83,6 +84,8 @@ class RepeatedSentences:
         return found
 
     def _ended(self, sentence: str, *, whole: bool) -> int:
+        numbered = _NUMBER.match(sentence)
+        sentence = sentence[numbered.end() :] if numbered else sentence
         letters = "".join(filter(str.isalnum, sentence)).casefold()
         if len(letters.encode()) < SHORTEST:
             return 0

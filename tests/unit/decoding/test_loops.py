@@ -38,6 +38,16 @@ def test_case_punctuation_and_spaces_do_not_matter():
 WIDE = "\u5b83\u662f\u5730\u7403\u7684\u536b\u661f\u3002"
 
 
+def test_neither_does_the_number_of_a_list_s_item():
+    text = "1. **Eggs**\n" + "".join(f"{i}. **Lemon and cherry**\n" for i in range(2, 6))
+    sentences = RepeatedSentences()
+    assert [sentences.times(line) for line in text.splitlines(keepends=True)] == [0, 1, 2, 3, 4]
+    numbers = RepeatedSentences()
+    assert (
+        max(numbers.times(f"{i}. {i} and {i + 1} are {2 * i + 1} in all\n") for i in range(9)) == 1
+    )
+
+
 def test_sentences_of_scripts_without_spaces_count():
     assert most(WIDE * 3, 1) == 3
 
