@@ -79,11 +79,13 @@ class PromptPair:
 
     headers: what the base model's prompt has between the turns of a conversation, as far as an
         answer can't hold it. See `server.text.headers`.
+    thinking: whether they end where the model thinks already, behind what opens that.
     """
 
     base: PromptText
     aligned: PromptText
     headers: tuple[str, ...] = ()
+    thinking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +297,13 @@ class Finished:
     reasoning_tokens: int = 0
 
     @property
+    def was_cut(self) -> bool:
+        """Whether it is over before anybody ended it."""
+        return self.stop_reason in _CUT
+
+    @property
     def finish_reason(self) -> FinishReason:
-        if self.stop_reason in _CUT:
+        if self.was_cut:
             return "length"
         return "tool_calls" if self.calls else "stop"
 
@@ -306,10 +313,17 @@ class Grammar:
     """What an answer must match: a grammar of llguidance, made by `server.text.grammar`.
 
     begun: the beginning of the text that it is to match, which the answer goes on with.
+    opens: where any text is allowed at first, the text that ends that: what comes behind it is to
+        be followed. Empty: all of it is.
+    only_first: whether ``opens`` does so at the answer's beginning alone.
+    field: of a request, that asks for it.
     """
 
     source: str
     begun: str = ""
+    opens: str = ""
+    only_first: bool = False
+    field: str = "response_format"
 
 
 UNLIMITED = 2**31

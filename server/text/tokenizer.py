@@ -28,6 +28,7 @@ import tokenizers
 
 from server.core import ConfigError, Literally, PromptText, TokenIds
 from server.text.vocabulary import (
+    MARKUP,
     TURN_TOKENS,
     byte_table,
     control_tokens,
@@ -81,7 +82,8 @@ class Tokenizer:
             each.no_truncation()
             each.no_padding()
         added = backend.get_added_tokens_decoder()
-        self._markers = {i: token.content for i, token in added.items() if token.special}
+        special = {i: token.content for i, token in added.items() if token.special}
+        self._markers = {i: spelled for i, spelled in special.items() if spelled not in MARKUP}
         self.special_ids = frozenset(self._markers)
         self.turn_ids = tuple(i for i, token in added.items() if token.content in TURN_TOKENS)
         self._bytes = byte_table(backend, spec, self.special_ids)
