@@ -325,6 +325,11 @@ class Grammar:
     only_first: bool = False
     field: str = "response_format"
 
+    @property
+    def free(self) -> bool:
+        """Whether an answer may begin with any text."""
+        return bool(self.opens)
+
 
 UNLIMITED = 2**31
 """For ``max_tokens``: more than any context holds."""

@@ -61,8 +61,8 @@ class Side:
         *,
         verbatim: bool = False,
     ) -> None:
-        """``verbatim``: the prompt's last space is read at once. An answer with a grammar must
-        not begin with it. Raises `ContextLengthExceeded`."""
+        """``verbatim``: the prompt's last space is read at once. An answer with a grammar from its
+        beginning on must not begin with it. Raises `ContextLengthExceeded`."""
         self.info = engine.info
         self.tokenizer = engine.info.tokenizer
         self.speaker = speaker

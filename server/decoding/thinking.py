@@ -58,8 +58,10 @@ class Thinking:
         for piece in self._unread.rest():
             yield from self._parser.push(piece)
         for each in self._parser.end(finished):
-            ends = isinstance(each, Finished)
-            yield replace(each, reasoning_tokens=self._tokens) if ends else each
+            if isinstance(each, Finished):
+                yield replace(each, reasoning_tokens=self._tokens)
+            else:
+                yield each
 
     def _beginning(self) -> Iterator[Part]:
         """Whether there are thoughts."""

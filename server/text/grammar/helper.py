@@ -75,9 +75,8 @@ def _result(job: dict[str, Any], vocabularies: list[Vocabulary]) -> dict[str, An
         return {"matches": matches(Grammar(job["source"]), job["text"])}
     try:
         if "lark" in job:
-            grammar = vet_lark(
-                *(job[name] for name in ("lark", "opening", "opens", "begun")), vocabularies
-            )
+            begun, opens = job["begun"], job["opens"]
+            grammar = vet_lark(job["lark"], job["opening"], opens, begun, vocabularies)
         else:
             tried = [] if job.get("part") else vocabularies
             grammar = vet(job["schema"], job["begun"], tried)

@@ -114,12 +114,12 @@ def test_an_answer_that_is_cut_in_a_call_has_no_markup_as_text(
             assert part.name == made[part.number].name
     for key, text_of in joined(parts):
         if isinstance(key, int):
-            name, _, arguments = str(text_of).partition(" ")
+            _, _, arguments = str(text_of).partition(" ")
             assert made[key].arguments.startswith(arguments)
     assert finished.finish_reason == "length"
 
 
-@given(FORMAT, st.text(alphabet="<tool_call>[TOLCARGS]{\"name\": ,}\n x", max_size=80), CUTS)
+@given(FORMAT, st.text(alphabet='<tool_call>[TOLCARGS]{"name": ,}\n x', max_size=80), CUTS)
 def test_any_text_gives_the_same_parts_in_any_pieces(
     format: Format, text: str, cuts: list[int]
 ) -> None:
