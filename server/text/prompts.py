@@ -285,10 +285,12 @@ class Prompts:
         tools: Sequence[Tool] = (),
     ) -> str:
         error: Exception
-        if tools and self._takes_tools:
-            kwargs = {**kwargs, "tools": [offered(tool) for tool in tools]}
+        if not self._takes_tools:
+            messages = as_text(messages, self.format)
+            if tools:
+                messages = with_system(messages, instruction(tools, self.format))
         elif tools:
-            messages = with_system(messages, instruction(tools, self.format))
+            kwargs = {**kwargs, "tools": [offered(tool) for tool in tools]}
         for attempt in attempts(messages, self.format):
             try:
                 text: str = self._aligned_tokenizer.chat.apply_chat_template(

@@ -88,6 +88,7 @@ FORMATS: dict[FormatName, Format] = {row.name: row for row in _ROWS}
 
 assert FORMATS.keys() == {*get_args(FormatName)}
 
+_JSON = re.compile(r'"arguments\\?"')
 _TOOLS = re.compile(r"\{[{%][^}]*\btools\b")
 
 
@@ -102,7 +103,7 @@ def found(template: str) -> Format:
     if takes_tools(template):
         if "[TOOL_CALLS]" in template:
             name = "mistral_args" if "[ARGS]" in template else "mistral"
-        elif "<tool_call>" in template and "arguments" in template and "<function=" not in template:
+        elif "<tool_call>" in template and _JSON.search(template) and "<function=" not in template:
             name = "hermes"
         elif '"parameters"' in template and "ipython" in template:
             name = "llama3"
