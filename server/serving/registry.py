@@ -178,9 +178,17 @@ class Registry(Catalog):
         thinking: bool,
         answer: Mapping[str, Any] | None,
     ) -> CallsAsked:
-        """How an answer that may call tools is to be written. See `CallsAsked`."""
+        """How an answer that may call tools is to be written. See `CallsAsked`.
+
+        Raises `InvalidRequest` where a call couldn't be told from an ``answer`` by a schema.
+        """
         self._expect_ready()
         prompts = self._prompts[served.name]
+        if answer is not None and prompts.format.only_first:
+            raise InvalidRequest(
+                f"'response_format' can't go with 'tools' in the format {prompts.format.name!r}",
+                param="response_format",
+            )
         thoughts = None if served.role == "base" else prompts.thoughts
         return CallsAsked(prompts.format, demanded, several, thoughts, thinking, answer)
 

@@ -52,6 +52,7 @@ TEXTS = {
     "said": SAID + CALL,
     "two": f"{CALL}\n{CALL}",
     "talks": "No tool is needed. ",
+    "city": '{"city": "Rome"}',
     "thinks": THOUGHT,
     "thinkscalls": "<think>\nI look.\n</think>\n\n" + CALL,
     "endless": '<tool_call>\n{"name": "lookup", "arguments": {"entity": "' + "a b " * 200,
@@ -223,6 +224,21 @@ async def test_a_trace_says_who_wrote_a_call(client: httpx.AsyncClient):
     text = "".join(piece["text"] for piece in pieces)
     assert text == "lookup" + call["function"]["arguments"]
     assert {piece["speaker"] for piece in pieces} == {"base", "aligned"}
+
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Rome"]}}, "required": ["city"]}
+
+
+@pytest.mark.parametrize(("model", "calls"), [("call", True), ("city", False)])
+async def test_an_answer_is_a_call_or_by_its_schema(
+    client: httpx.AsyncClient, model: str, calls: bool
+):
+    schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
+    (choice,) = (await ask(client, f"{model}:aligned", response_format=schema))["choices"]
+    if calls:
+        assert called(choice["message"]) == [("lookup", ARGUMENTS)]
+    else:
+        assert json.loads(choice["message"]["content"]) == {"city": "Rome"}
 
 
 # -- thoughts --------------------------------------------------------------------------------------
