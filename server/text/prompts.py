@@ -3,9 +3,7 @@
 Knows: the aligned model's own chat template (any Hugging Face one), and the base model's
 plain-text template. Does not know: engines, HTTP.
 
-What a user writes is data. Where it spells a control token of the model ("<|im_end|>"), each
-such spelling is set aside as `Literally` before the template sees it, so that it can neither
-become a control token nor steer the template.
+What a user writes is data (`server.text.aside`).
 
 A last message that the answer goes on with is rendered as a mark of that kind too. What the
 template puts behind it is cut off, and what it would do to the text (trim it, look into it) can't
@@ -14,7 +12,6 @@ happen.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,18 +24,16 @@ import jinja2.sandbox
 from server.core import (
     ConfigError,
     InvalidRequest,
-    Literally,
     Message,
     PromptPair,
     PromptText,
     Tool,
-    ToolCall,
 )
+from server.text.aside import Aside, between, mark
 from server.text.conversation import (
     as_text,
     attempts,
     hugging_face,
-    object_of,
     with_calls,
     with_system,
 )
@@ -62,10 +57,6 @@ gave back. A template that ends in a space leaves it to the answer's first word
 
 CHAT = "chat"
 """As a base model's template: the aligned model's chat template."""
-
-# A private-use character on each side of a number: no template trims, matches or produces it.
-_OPEN, _CLOSE = "\uf5d0", "\uf5d1"
-_MARK = re.compile(f"{_OPEN}([0-9]{{1,9}}){_CLOSE}")
 
 _VARIABLES = ("system", "tools", "turns", "messages", "question", "add_generation_prompt")
 
@@ -153,11 +144,11 @@ class Prompts:
     def _turn_headers(self) -> Iterator[str]:
         """What stands between two turns of the base model's prompt, in front of a turn's text: its
         first line. That of a line's beginning begins with a line break."""
-        marks = [f"{_OPEN}{number}{_CLOSE}" for number in range(3)]
+        marks = [*map(mark, range(3))]
         roles: list[Literal["user", "assistant"]] = ["user", "assistant", "user"]
         turns = [Message(*turn) for turn in zip(roles, marks, strict=True)]
         try:
-            texts = _MARK.split(self._render_base(turns, True))[2::2]
+            texts = between(self._render_base(turns, True))[2::2]
         except InvalidRequest:  # it takes no such conversation
             return
         for text in texts:
@@ -317,27 +308,24 @@ class Prompts:
     ) -> PromptText:
         """Render with control tokens that messages and tools spell out of the way, then put them
         back as text. ``render`` is told whether the assistant's turn begins."""
-        spelled: list[str] = []
-        aside = _Aside(tokenizer, spelled)
+        aside = Aside(tokenizer)
         guarded = [aside.message(message) for message in messages]
         told = [aside.tool(tool) for tool in tools]
         if end == "continued":
             *earlier, last = guarded
-            mark = f"{_OPEN}{len(spelled)}{_CLOSE}"
-            behind = [*earlier, replace(last, content=mark)]
-            head, found, _ = render(behind, told, False).rpartition(mark)
+            ends = mark(len(aside.spelled))
+            behind = [*earlier, replace(last, content=ends)]
+            head, found, _ = render(behind, told, False).rpartition(ends)
             if not found:
                 raise InvalidRequest(
                     f"the {which} model's template leaves out the last message, so that it can't "
                     "be continued",
                     param="continue_final_message",
                 )
-            text = head.replace(mark, last.content) + last.content
+            text = head.replace(ends, last.content) + last.content
         else:
             text = render(guarded, told, end == "open")
-        if not spelled:
-            return (text,)
-        return _put_back(text, spelled)
+        return aside.put_back(text) if aside.spelled else (text,)
 
 
 def base_template(source: str | None) -> jinja2.Template | None:
@@ -367,54 +355,3 @@ def _refusal(whose: str, error: Exception) -> InvalidRequest:
     reason = str(error)
     reason = reason if len(reason) <= 300 else reason[:297] + "..."
     return InvalidRequest(f"{whose} template refused the messages: {reason}", param="messages")
-
-
-class _Aside:
-    """Texts with a numbered mark for each control token, which joins ``spelled``."""
-
-    def __init__(self, tokenizer: Tokenizer, spelled: list[str]) -> None:
-        self._tokenizer = tokenizer
-        self._spelled = spelled
-
-    def message(self, message: Message) -> Message:
-        return replace(
-            message,
-            content=self._text(message.content),
-            calls=tuple(map(self._call, message.calls)),
-            reasoning=self._text(message.reasoning),
-        )
-
-    def tool(self, tool: Tool) -> Tool:
-        description = self._text(tool.description)
-        return replace(tool, description=description, parameters=self._value(tool.parameters))
-
-    def _call(self, call: ToolCall) -> ToolCall:
-        value = object_of(call.arguments)  # a spelling may be escaped in it
-        arguments = self._value(value)
-        if not isinstance(value, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        return replace(call, name=self._text(call.name), arguments=arguments)
-
-    def _value(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._text(value)
-        if isinstance(value, Mapping):
-            return {self._text(name): self._value(each) for name, each in value.items()}
-        return [*map(self._value, value)] if isinstance(value, list) else value
-
-    def _text(self, text: str) -> str:
-        return self._tokenizer.replace_control(text, self._mark, also=_OPEN + _CLOSE)
-
-    def _mark(self, literal: str) -> str:
-        self._spelled.append(literal)
-        return f"{_OPEN}{len(self._spelled) - 1}{_CLOSE}"
-
-
-def _put_back(text: str, spelled: Sequence[str]) -> PromptText:
-    parts: list[str | Literally] = []
-    for place, part in enumerate(_MARK.split(text)):  # every second one is a mark's number
-        if place % 2 and int(part) < len(spelled):
-            parts.append(Literally(spelled[int(part)]))
-        elif part:
-            parts.append(part)
-    return tuple(parts)
