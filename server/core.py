@@ -349,6 +349,8 @@ class AnswerRequest:
     traced: whether the pieces say their ``top_prob``. Where a policy needs it they do anyway; one
         model alone is faster without.
     grammar: what the answer as a whole must match.
+    marked: whether it is marked up, with calls or thoughts: a model reads the other one's marks as
+        its own.
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -361,6 +363,7 @@ class AnswerRequest:
     prompt_logprobs: bool = False
     traced: bool = True
     grammar: Grammar | None = None
+    marked: bool = False
 
     @property
     def limit(self) -> int:

@@ -175,13 +175,20 @@ class Ask:
     one_model: Mapping[str, str] = field(default_factory=dict)
 
     def request(
-        self, defaults: SamplingParams, grammar: Grammar | None, stop: tuple[str, ...] = ()
+        self,
+        defaults: SamplingParams,
+        grammar: Grammar | None,
+        stop: tuple[str, ...] = (),
+        *,
+        marked: bool = False,
     ) -> AnswerRequest:
-        """``defaults``, ``stop``: the served model's. ``grammar``: of `schema`, or of tools."""
+        """``defaults``, ``stop``: the served model's. ``grammar``: of `schema`, or of tools.
+        ``marked``: see `AnswerRequest`."""
         return replace(
             self.answer,
             sampling=replace(defaults, **self.sampling),
             grammar=grammar,
+            marked=marked,
             stop=self.answer.stop or (() if self.no_stop else stop),
         )
 

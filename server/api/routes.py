@@ -64,7 +64,9 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
         _check_one_model(served, ask)
         pairs = await _read_text(ask, lambda: _prompts(registry, served, ask))
         grammar = await _grammar(request, registry, served, ask, pairs)
-        answer = ask.request(served.sampling, grammar, served.stop)
+        parser = _parser(registry, served, ask, pairs)
+        marked = parser is not Plain
+        answer = ask.request(served.sampling, grammar, served.stop, marked=marked)
         writers = await _read_text(
             ask, lambda: _writers(registry, served, ask, pairs, answer, nudging)
         )
@@ -74,7 +76,7 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
             writers,
             registry.grammars.matches,
             _echo(registry, served, ask),
-            _parser(registry, served, ask, pairs),
+            parser,
         )
         response = await respond(request, answers, reply)
         if unseen:

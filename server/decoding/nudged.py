@@ -53,8 +53,9 @@ class Nudged:
         self.policy = Nudging(config, Prose(grammar))
         self.request = request
         verbatim = grammar is not None and not grammar.free
-        self.base = self.base_side(base, "base", prompt.base, verbatim=verbatim)
-        self.aligned = Remembered(aligned, "aligned", prompt.aligned, verbatim=verbatim)
+        how = {"verbatim": verbatim, "marked": request.marked}
+        self.base = self.base_side(base, "base", prompt.base, **how)
+        self.aligned = Remembered(aligned, "aligned", prompt.aligned, **how)
         self.base.listen_to(self.aligned)
         self.aligned.listen_to(self.base)
         self.spans = BaseSpans(self.policy, self.base, self.aligned, prompt, request)
