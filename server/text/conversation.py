@@ -66,6 +66,7 @@ def object_of(arguments: str) -> dict[str, Any] | str:
     """Arguments as templates take them; as they were written, where that is no JSON object."""
     try:
         value = json.loads(arguments or "{}")
+        json.dumps(value, ensure_ascii=False).encode()  # half of a character may be escaped in it
     except (ValueError, RecursionError):
         return arguments
     return value if isinstance(value, dict) else arguments

@@ -126,7 +126,7 @@ class GrammarCompiler:
         except InvalidRequest as error:
             if tool.strict:
                 raise InvalidRequest(
-                    f"the parameters of the tool {tool.name!r}, which is strict: {error}",
+                    f"the parameters of the tool {tool.name[:60]!r}, which is strict: {error}",
                     param="tools",
                 ) from None
             return tool, await self._loosely(tool)

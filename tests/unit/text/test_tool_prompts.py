@@ -180,11 +180,12 @@ def test_what_spells_a_control_token_stays_text(prompts: Make) -> None:
     assert own.count(MARK) == 4  # the ends of four messages
 
 
-def test_arguments_that_are_no_object_are_read_as_they_are(prompts: Make) -> None:
-    wrong = Message("assistant", "", (ToolCall("1", "lookup", '{"entity": '),))
+@pytest.mark.parametrize("arguments", ['{"entity": ', '{"entity": "\\ud800"}'])
+def test_arguments_that_are_no_object_are_read_as_they_are(prompts: Make, arguments: str) -> None:
+    wrong = Message("assistant", "", (ToolCall("1", "lookup", arguments),))
     pair = prompts(HERMES).render([ASK, wrong])
-    assert '{\\"entity\\": ' in joined(pair.aligned)
-    assert '{"entity": ' in joined(pair.base)
+    assert json.dumps(arguments) in joined(pair.aligned)
+    assert arguments in joined(pair.base)
 
 
 def test_what_is_nested_too_deeply_is_the_requests_fault(prompts: Make) -> None:
