@@ -298,6 +298,7 @@ async def test_who_thinks_may_call(client: httpx.AsyncClient, model: str, wanted
 
 # -- refusals --------------------------------------------------------------------------------------
 
+CALLED = {"name": "f", "arguments": "{}"}
 BAD = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}}
 
 
@@ -320,7 +321,21 @@ def function(**more: Any) -> list[Json]:
         ({"functions": [LOOKUP]}, "functions", "newer"),
         ({"nudging": {"policy": "reference"}}, "tools", "no effect"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "doesn't reason"),
-        ({"messages": [*ASK, {"role": "tool", "content": "x"}]}, "messages.1", "tool_call_id"),
+        (
+            {"messages": [*ASK, {"role": "tool", "content": "x"}]},
+            "messages.1.tool_call_id",
+            "'tool' needs it",
+        ),
+        (
+            {"messages": [*ASK, {"role": "function", "content": "x"}]},
+            "messages.1.name",
+            "'function' needs it",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "function_call": CALLED}]},
+            "messages.0.function_call",
+            "calls no tools",
+        ),
     ],
 )
 async def test_what_can_not_be_is_named(
