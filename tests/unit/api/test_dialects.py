@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -82,6 +82,7 @@ class Calls:
     description = "Calls."
     body: type[BaseModel] = Call
     responses = responses(Heard)
+    statuses: Mapping[int, int] = {}
 
     def parse(self, body: bytes) -> tuple[Ask, Lines]:
         call = Call.model_validate_json(body)
