@@ -16,22 +16,25 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from server.api.fields import Some, Strict, refused
 from server.core import Message, ToolCall
 
+Json = dict[str, Any]
+
 ATTRIBUTION = "x-anthropic-billing-header"
 """How a block begins that Claude Code puts in front of its system prompt. It is for whoever bills,
 and Anthropic's own API takes it away."""
 
 
-def _kind(block: Any) -> str:
-    """For pydantic. The brackets: no part of the path that an error names."""
-    kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
-    return f"[{kind}]"
+def _kind(block: Json) -> str:
+    """For pydantic, behind `of_type`. The brackets: no part of the path that an error names."""
+    return f"[{block['type']}]"
 
 
 def of_type(*known: str | None) -> BeforeValidator:
     """Of an object: refuses those of other types by their name."""
 
     def check(value: Any) -> Any:
-        if isinstance(value, dict) and value.get("type") not in known:
+        if not isinstance(value, dict):
+            raise ValueError("should be an object")
+        if value.get("type") not in known:
             kind = str(value.get("type"))[:60]
             raise ValueError(f"type {kind!r} is not supported here")
         return value
@@ -93,39 +96,38 @@ Answer = Annotated[
 ]
 
 
-class UserMessage(Strict):
+class UserTurn(Strict):
     role: Literal["user"]
     content: str | Some[Content]
 
 
-class AssistantMessage(Strict):
+class AssistantTurn(Strict):
     role: Literal["assistant"]
     content: str | Some[Answer]
 
 
-class SystemMessage(Strict):
+class SystemTurn(Strict):
     """In the middle of a conversation."""
 
     role: Literal["system"]
     content: str | Some[Text]
 
 
-def _role(message: Any) -> str:
-    role = message.get("role") if isinstance(message, dict) else getattr(message, "role", None)
-    return f"[{role}]"
+def _role(message: Json) -> str:
+    return f"[{message['role']}]"
 
 
 def _known_role(message: Any) -> Any:
     roles = ("user", "assistant", "system")
-    if isinstance(message, dict) and message.get("role") not in roles:
-        raise ValueError("a message's 'role' is 'user', 'assistant' or 'system'")
+    if not isinstance(message, dict) or message.get("role") not in roles:
+        raise ValueError("a message is an object of role 'user', 'assistant' or 'system'")
     return message
 
 
 AnyMessage = Annotated[
-    Annotated[UserMessage, Tag("[user]")]
-    | Annotated[AssistantMessage, Tag("[assistant]")]
-    | Annotated[SystemMessage, Tag("[system]")],
+    Annotated[UserTurn, Tag("[user]")]
+    | Annotated[AssistantTurn, Tag("[assistant]")]
+    | Annotated[SystemTurn, Tag("[system]")],
     Discriminator(_role),
     BeforeValidator(_known_role),
 ]
@@ -133,7 +135,7 @@ AnyMessage = Annotated[
 
 def conversation(
     system: str | Sequence[TextBlock] | None,
-    messages: Iterable[UserMessage | AssistantMessage | SystemMessage],
+    messages: Iterable[UserTurn | AssistantTurn | SystemTurn],
     thoughts: int | None = None,
 ) -> list[Message]:
     """``thoughts``: of how many of the last turns with thoughts these are kept; None: of all.
@@ -143,7 +145,7 @@ def conversation(
         turns.append(Message("system", instructions))
     called: set[str] = set()
     for number, message in enumerate(messages):
-        if isinstance(message, UserMessage):
+        if isinstance(message, UserTurn):
             _check_results(message, number, called)
         for turn in _turns(message):
             called.update(call.id for call in turn.calls)
@@ -169,7 +171,7 @@ def _instructions(system: str | Sequence[TextBlock] | None) -> str:
     return "\n".join(texts[1:] if texts and texts[0].startswith(ATTRIBUTION) else texts)
 
 
-def _check_results(message: UserMessage, number: int, called: set[str]) -> None:
+def _check_results(message: UserTurn, number: int, called: set[str]) -> None:
     blocks = [] if isinstance(message.content, str) else message.content
     for place, block in enumerate(blocks):
         if isinstance(block, ToolResultBlock) and block.tool_use_id not in called:
@@ -177,11 +179,11 @@ def _check_results(message: UserMessage, number: int, called: set[str]) -> None:
             raise refused(where, f"{where}: no 'tool_use' before it has this id")
 
 
-def _turns(message: UserMessage | AssistantMessage | SystemMessage) -> Iterator[Message]:
+def _turns(message: UserTurn | AssistantTurn | SystemTurn) -> Iterator[Message]:
     """Of one message. What tools gave comes in front of what the user says to it."""
     if isinstance(message.content, str):
         yield Message(message.role, message.content)
-    elif isinstance(message, AssistantMessage):
+    elif isinstance(message, AssistantTurn):
         yield _said(message.content)
     else:
         texts = []

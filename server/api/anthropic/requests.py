@@ -41,7 +41,7 @@ _NOT_FOR_TOOLS: dict[str, Neutral] = {
 }
 
 
-class CustomTool(Strict):
+class OwnTool(Strict):
     """``cache_control`` and ``eager_input_streaming`` ask for what happens anyway."""
 
     type: Literal["custom"] | None = None
@@ -62,7 +62,7 @@ class CustomTool(Strict):
         return Tool(self.name, self.description or "", self.input_schema, bool(self.strict))
 
 
-class ToolChoice(Strict):
+class ChoiceOfTool(Strict):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
@@ -76,14 +76,14 @@ class Thinking(Strict):
     display: Literal["summarized", "omitted", "updates"] | None = None
 
 
-class JsonFormat(Strict):
+class OutputFormat(Strict):
     type: Literal["json_schema"]
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
 
 
 class OutputConfig(Strict):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-    format: JsonFormat | None = None
+    format: OutputFormat | None = None
 
 
 class AllTurns(Strict):
@@ -134,8 +134,8 @@ class Prompt(Strict):
     model: ModelName
     messages: Annotated[Some[AnyMessage], Field(min_length=1)]
     system: str | Some[Text] | None = None
-    tools: Some[Annotated[CustomTool, of_type(None, "custom")]] | None = None
-    tool_choice: ToolChoice | None = None
+    tools: Some[Annotated[OwnTool, of_type(None, "custom")]] | None = None
+    tool_choice: ChoiceOfTool | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     context_management: ContextManagement | None = None
@@ -167,7 +167,7 @@ class Prompt(Strict):
         return self
 
     @staticmethod
-    def _check_choice(choice: ToolChoice, names: list[str]) -> None:
+    def _check_choice(choice: ChoiceOfTool, names: list[str]) -> None:
         if choice.type in ("any", "tool") and not names:
             raise refused("tool_choice", f"'tool_choice' of type {choice.type!r} needs 'tools'")
         if choice.type == "tool" and choice.name not in names:
@@ -189,7 +189,7 @@ class Prompt(Strict):
         return {"enable_thinking": self.thinking.type != "disabled"}
 
     def _tools_asked(self) -> Tools | None:
-        choice = self.tool_choice or ToolChoice(type="auto")
+        choice = self.tool_choice or ChoiceOfTool(type="auto")
         if not self.tools or choice.type == "none":
             return None
         return Tools(

@@ -18,28 +18,28 @@ StopReason = Literal[
 ]
 
 
-class TextContent(BaseModel):
+class MessageText(BaseModel):
     type: Literal["text"]
     text: str
 
 
-class ThinkingContent(BaseModel):
+class MessageThinking(BaseModel):
     type: Literal["thinking"]
     thinking: str
     signature: str
 
 
-class ToolUseContent(BaseModel):
+class MessageToolUse(BaseModel):
     type: Literal["tool_use"]
     id: str
     name: str
     input: dict[str, Any]
 
 
-ContentBlock = TextContent | ThinkingContent | ToolUseContent
+MessageBlock = MessageText | MessageThinking | MessageToolUse
 
 
-class OutputTokensDetails(BaseModel):
+class MessageOutputDetails(BaseModel):
     thinking_tokens: int
 
 
@@ -48,7 +48,7 @@ class MessageUsage(BaseModel):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
-    output_tokens_details: OutputTokensDetails = sometimes("At the end.")
+    output_tokens_details: MessageOutputDetails = sometimes("At the end.")
     nudging: NudgingUsage = sometimes("At the end, where both models took part.")
 
 
@@ -57,7 +57,7 @@ class MessageAnswer(BaseModel):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[ContentBlock]
+    content: list[MessageBlock]
     stop_reason: StopReason | None
     stop_sequence: str | None
     usage: MessageUsage
@@ -72,7 +72,7 @@ class MessageStart(BaseModel):
 class ContentBlockStart(BaseModel):
     type: Literal["content_block_start"]
     index: int
-    content_block: ContentBlock
+    content_block: MessageBlock
 
 
 class BlockTextDelta(BaseModel):
