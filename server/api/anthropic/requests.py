@@ -183,10 +183,10 @@ class Prompt(Strict):
         )
 
     def _template_kwargs(self) -> dict[str, Any] | None:
-        """Whether to think, for chat templates that know a switch for it."""
+        """Whether to think, for chat templates that know a switch for it: one of these."""
         if self.thinking is None:
             return None
-        return {"enable_thinking": self.thinking.type != "disabled"}
+        return dict.fromkeys(("enable_thinking", "thinking"), self.thinking.type != "disabled")
 
     def _tools_asked(self) -> Tools | None:
         choice = self.tool_choice or ChoiceOfTool(type="auto")

@@ -75,8 +75,11 @@ def test_what_cannot_be_held_to_is_said():
 
 def test_templates_with_a_switch_for_thinking_are_told():
     assert chat().kwargs is None
-    assert chat(thinking={"type": "disabled"}).kwargs == {"enable_thinking": False}
-    assert chat(thinking={"type": "adaptive"}).kwargs == {"enable_thinking": True}
+    assert chat(thinking={"type": "disabled"}).kwargs == {
+        "enable_thinking": False,
+        "thinking": False,
+    }
+    assert chat(thinking={"type": "adaptive"}).kwargs == {"enable_thinking": True, "thinking": True}
 
 
 def test_tools_are_read():
