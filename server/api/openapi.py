@@ -134,10 +134,11 @@ def install(app: FastAPI) -> None:
                 if schemas.setdefault(name, schema) != schema:
                     raise RuntimeError(f"two schemas are named {name}")
             document["components"]["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer"}
+                "key": {"type": "http", "scheme": "bearer"},
+                "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             }
-            # Of the two one will do: without keys in the configuration, none is asked for.
-            document["security"] = [{"key": []}, {}]
+            # Of these one will do: without keys in the configuration, none is asked for.
+            document["security"] = [{"key": []}, {"x-api-key": []}, {}]
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -112,8 +112,10 @@ def test_every_route_says_what_it_answers():
 
 
 def test_a_key_may_be_asked_for():
-    assert DOCUMENT["security"] == [{"key": []}, {}]
-    assert DOCUMENT["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert DOCUMENT["security"] == [{"key": []}, {"x-api-key": []}, {}]
+    schemes = DOCUMENT["components"]["securitySchemes"]
+    assert schemes["key"]["scheme"] == "bearer"
+    assert schemes["x-api-key"]["name"] == "x-api-key"
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
