@@ -285,7 +285,11 @@ def test_models_are_listed_in_its_shape(client: anthropic.Anthropic, scripted: S
         ({"model": "none"}, anthropic.NotFoundError, "model"),
         ({"model": "dead"}, anthropic.OverloadedError, None),
         ({"extra_body": {"temperature": 2}}, anthropic.BadRequestError, "temperature"),
-        ({"tools": [LOOK], "tool_choice": {"type": "any"}}, anthropic.BadRequestError, "tools"),
+        (
+            {"model": "toolless", "tools": [LOOK], "tool_choice": {"type": "any"}},
+            anthropic.BadRequestError,
+            "tools",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
             anthropic.BadRequestError,
