@@ -219,6 +219,14 @@ def test_a_trace_has_every_piece_once_in_either(drawn: Sequence[Any]):
     assert sent[-2]["nudging"].items() >= outcome.items()
 
 
+def test_a_trace_comes_with_its_text():
+    finished = Finished("aligned_end", USAGE)
+    sent = events(frames(MessageReply("fox", trace=True), [said("a"), said("b")], finished))
+    deltas = [event for event in sent if event["type"] == "content_block_delta"]
+    assert [[p["text"] for p in e["nudging"]["pieces"]] for e in deltas] == [["a"], ["b"]]
+    assert sent[-2]["nudging"]["pieces"] == []
+
+
 def test_nobody_who_did_not_ask_gets_a_trace():
     finished = Finished("aligned_end", USAGE)
     assert "nudging" not in whole(MessageReply("fox"), ALL, finished)
