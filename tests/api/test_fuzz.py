@@ -78,6 +78,7 @@ AGENT = {
 GOOD: dict[str, list[Json]] = {
     "/v1/messages": [
         AGENT | {"max_tokens": 2, "stream": True, "metadata": {"user_id": "u"}, "top_k": 3},
+        AGENT | {"model": "fox", "max_tokens": 2},
         {"model": "fox:aligned", "max_tokens": 2, "messages": ASK, "stop_sequences": ["x"]},
         {
             "model": "fox",
