@@ -69,7 +69,8 @@ class Keys:
 
 class Access:
     """Lets nobody through without a key, but to `OPEN` paths and with a browser's question
-    whether a page may ask (CORS preflight), which can't carry one.
+    whether a page may ask (CORS preflight), which can't carry one. A key comes as OpenAI's clients
+    send it or as Anthropic's do (``x-api-key``); of two it is enough that one is known.
 
     Leaves in the request's state: ``key``, the name of the key. Raises `ApiError` (401).
     """
@@ -83,12 +84,20 @@ class Access:
             headers = Headers(scope=scope)
             preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
             if not preflight:
-                scheme, _, offered = headers.get("authorization", "").partition(" ")
-                name = self.keys.identify(offered.strip().encode("latin-1"))  # as it was sent
-                if name is None or scheme.lower() != "bearer":
+                # As they were sent. Each is compared, whether or not another one is known.
+                names = [self.keys.identify(key.encode("latin-1")) for key in _offered(headers)]
+                if not any(names):
                     raise errors.no_key()
-                scope["state"]["key"] = name
+                scope["state"]["key"] = next(filter(None, names))
         await self.app(scope, receive, send)
+
+
+def _offered(headers: Headers) -> Iterator[str]:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        yield token.strip()
+    if "x-api-key" in headers:
+        yield headers["x-api-key"].strip()
 
 
 def _lines(settings: ServerSettings) -> Iterator[tuple[str, str]]:

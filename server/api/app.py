@@ -17,11 +17,22 @@ from server import __version__
 from server.api import dialects, openapi, playground, routes, status, tokens
 from server.api.access import Access, Keys
 from server.api.admission import Gate
+from server.api.anthropic import count
 from server.api.middleware import BodyLimit, Envelope, Failures
 from server.api.watch import Watching
 from server.serving.registry import Registry
 from server.telemetry import tracing
 from server.telemetry.metrics import Metrics
+
+EXPOSED = (
+    "X-Request-Id",
+    "Request-Id",
+    "Retry-After",
+    "X-Nudge-Degraded",
+    "X-Nudge-Tools",
+    "X-Nudge-Passed-Over",
+)
+"""Headers of responses that pages of other origins may read."""
 
 
 def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, None]]) -> FastAPI:
@@ -74,11 +85,11 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
-            expose_headers=("X-Request-Id", "Retry-After", "X-Nudge-Degraded", "X-Nudge-Tools"),
+            expose_headers=EXPOSED,
         )
     app.add_middleware(Watching, metrics=app.state.metrics, tracing=traces)
     app.add_middleware(Envelope)
-    for each in (status, routes, tokens, playground):
+    for each in (status, routes, tokens, count, playground):
         app.include_router(each.routes(registry))
     openapi.install(app)
     return app

@@ -162,6 +162,7 @@ class Ask:
     no_stop: whether the served model's stop strings are not wanted, where it has none of its own.
     one_model: fields that mean nothing where both models answer, each with what to say then, to
         be formatted with the served model's ``name``.
+    passed_over: fields that are taken and have no effect, where a client can't do without them.
     """
 
     model: str
@@ -176,6 +177,7 @@ class Ask:
     running_usage: bool = False
     no_stop: bool = False
     one_model: Mapping[str, str] = field(default_factory=dict)
+    passed_over: Sequence[str] = ()
 
     def request(
         self,

@@ -9,7 +9,7 @@ for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,7 +62,7 @@ class Dialect(Protocol):
     """
     path: of its route; everything under it is answered in this dialect where it fails.
     name, description: of the route, for OpenAPI. body: of a request. responses: see
-    `server.api.openapi.responses`.
+    `server.api.openapi.responses`. statuses: where its failures have another one than ours.
     """
 
     path: str
@@ -70,6 +70,7 @@ class Dialect(Protocol):
     description: str
     body: type[BaseModel]
     responses: dict[int | str, Json]
+    statuses: Mapping[int, int]
 
     def parse(self, body: bytes) -> tuple[Ask, Reply]:
         """What a body, JSON, asks for, and how that is answered. Raises ``ValidationError``,

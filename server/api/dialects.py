@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from server.api.anthropic.messages import Messages
 from server.api.dialect import Dialect
 from server.api.errors import ApiError, as_api_error
 from server.api.openai.chat import ChatCompletions
@@ -19,7 +20,7 @@ from server.api.openai.errors import error_body
 from server.core import EngineUnavailable, InvalidRequest
 from server.serving.catalog import UnknownModel
 
-DIALECTS: tuple[Dialect, ...] = (ChatCompletions(), Completions())
+DIALECTS: tuple[Dialect, ...] = (ChatCompletions(), Completions(), Messages())
 
 
 def refusal(failure: ApiError, scope: Scope) -> JSONResponse:
@@ -28,11 +29,14 @@ def refusal(failure: ApiError, scope: Scope) -> JSONResponse:
     Leaves in the request's state: ``error``, the code, for whoever logs the request.
     """
     scope["state"]["error"] = failure.code
+    failure.request_id = scope["state"].get("request_id")
     path = scope.get("path", "")
     spoken = (each for each in DIALECTS if f"{path}/".startswith(f"{each.path}/"))
     dialect = next(spoken, None)
-    body = error_body(failure) if dialect is None else dialect.error(failure)
-    return JSONResponse(body, failure.status, failure.headers)
+    if dialect is None:
+        return JSONResponse(error_body(failure), failure.status, failure.headers)
+    status = dialect.statuses.get(failure.status, failure.status)
+    return JSONResponse(dialect.error(failure), status, failure.headers)
 
 
 def install(app: FastAPI) -> None:

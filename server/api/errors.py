@@ -26,7 +26,7 @@ class ApiError(Exception):
     """A failure as it is answered.
 
     kind: OpenAI's ``type``. param: the field of the request that is wrong. code: which failure of
-    this status it is.
+    this status it is. request_id: of the request, where it is known.
     """
 
     def __init__(
@@ -45,13 +45,15 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+        self.request_id: str | None = None
 
 
 def no_key() -> ApiError:
     """It does not say whether a key was sent, and repeats none."""
     return ApiError(
         401,
-        "this server needs an API key that it knows, as 'Authorization: Bearer KEY'",
+        "this server needs an API key that it knows, as 'Authorization: Bearer KEY' or "
+        "'x-api-key: KEY'",
         code="invalid_api_key",
         headers={"WWW-Authenticate": "Bearer"},
     )

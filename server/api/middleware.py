@@ -25,7 +25,8 @@ LINGER_S = 30.0
 
 
 class Envelope:
-    """An ``X-Request-Id`` on every response, the client's own where it sent one, and
+    """An ``X-Request-Id`` on every response, the client's own where it sent one (and a
+    ``Request-Id``, which is Anthropic's name for it), and
     ``/v1//models/`` (a base URL that ends in a slash, and one more at the end) read as
     ``/v1/models``. A redirect there would not do: behind a proxy that speaks HTTPS it would send
     the client, and its key, to plain HTTP.
@@ -50,7 +51,8 @@ class Envelope:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = headers["Request-Id"] = request_id
             await send(message)
 
         await self.app(scope, receive, send_with_id)

@@ -34,6 +34,7 @@ _FAILURES = {
     500: "A bug of the server.",
     503: "The engines are loading, one of them died, or the server is ending.",
     504: "The answer took too long.",
+    529: "What is a 503 elsewhere.",
 }
 
 _REQUEST_ID = {
@@ -52,6 +53,7 @@ _HEADERS: dict[int, Json] = {
     429: {"Retry-After": _RETRY_AFTER},
     503: {"Retry-After": _RETRY_AFTER},
     504: {"x-should-retry": {"required": True, "schema": {"const": "false"}}},
+    529: {"Retry-After": _RETRY_AFTER},
 }
 
 
@@ -132,10 +134,11 @@ def install(app: FastAPI) -> None:
                 if schemas.setdefault(name, schema) != schema:
                     raise RuntimeError(f"two schemas are named {name}")
             document["components"]["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer"}
+                "key": {"type": "http", "scheme": "bearer"},
+                "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             }
-            # Of the two one will do: without keys in the configuration, none is asked for.
-            document["security"] = [{"key": []}, {}]
+            # Of these one will do: without keys in the configuration, none is asked for.
+            document["security"] = [{"key": []}, {"x-api-key": []}, {}]
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -81,6 +81,8 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
         response = await respond(request, answers, reply)
         if unseen:
             response.headers["X-Nudge-Tools"] = "unseen"
+        if ask.passed_over:
+            response.headers["X-Nudge-Passed-Over"] = ", ".join(ask.passed_over)
         if served.degraded:
             response.headers["X-Nudge-Degraded"] = "aligned"
         return response

@@ -12,11 +12,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import RootModel
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from server import __version__
 from server.api import errors
+from server.api.anthropic import models as anthropic
 from server.api.openapi import responses
 from server.api.schemas import (
     Health,
@@ -31,6 +33,14 @@ from server.policies import PolicySpec
 from server.serving.catalog import Served
 from server.serving.registry import Registry
 from server.telemetry.metrics import Metrics
+
+
+class AnyModel(RootModel[ModelCard | anthropic.MessagesModel]):
+    """As OpenAI shows it, or as Anthropic does."""
+
+
+class AnyModelList(RootModel[ModelList | anthropic.MessagesModelList]):
+    """As OpenAI lists them, or as Anthropic does."""
 
 
 class _Readable(APIRoute):
@@ -75,16 +85,21 @@ def routes(registry: Registry) -> APIRouter:
         metrics: Metrics = request.app.state.metrics
         return Response(generate_latest(metrics.collected), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/v1/models", response_model=None, responses=responses(ModelList, 401))
-    async def models() -> dict[str, Any]:
-        """Every served name, also while the engines load."""
+    @router.get("/v1/models", response_model=None, responses=responses(AnyModelList, 401))
+    async def models(request: Request) -> dict[str, Any]:
+        """Every served name, also while the engines load; with a header ``anthropic-version`` in
+        Anthropic's shape."""
+        if anthropic.speaks(request.headers):
+            return anthropic.cards(registry)
         return {"object": "list", "data": [_card(name, registry) for name in registry.names()]}
 
     @router.get(
-        "/v1/models/{model:path}", response_model=None, responses=responses(ModelCard, 401, 404)
+        "/v1/models/{model:path}", response_model=None, responses=responses(AnyModel, 401, 404)
     )
-    async def model(model: str) -> dict[str, Any]:
+    async def model(model: str, request: Request) -> dict[str, Any]:
         """One served name."""
+        if anthropic.speaks(request.headers):
+            return anthropic.card(model, registry)
         return _card(model, registry)
 
     return router

@@ -89,12 +89,13 @@ def test_another_key_is_an_authentication_error(guarded: Server, key: str):
         {"Authorization": PLAIN},
         {"Authorization": f"Basic {PLAIN}"},
         {"Authorization": b"Bearer \xff\xfe"},
-        {"x-api-key": PLAIN},
+        {"x-api-key": PLAIN[:-1]},
+        {"x-api-key": f"Bearer {PLAIN}"},
         {"Authorization": "Bearer sha256:" + hashlib.sha256(PLAIN.encode()).hexdigest()},
     ],
-    ids=range(8),
+    ids=range(9),
 )
-def test_nothing_but_a_bearer_key_lets_in(guarded: Server, headers: dict[str, Any]):
+def test_nothing_but_a_known_key_lets_in(guarded: Server, headers: dict[str, Any]):
     for method, path in [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/no")]:
         response = httpx.request(method, guarded.url + path, headers=headers)
         assert response.status_code == 401, path

@@ -103,19 +103,22 @@ def test_every_route_says_what_it_answers():
             assert "X-Request-Id" in response["headers"], (name, status)
             if status != "200" and (name, status) != ("GET /ready", "503"):
                 schema = response["content"]["application/json"]["schema"]
-                assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (name, status)
-            if status in ("429", "503"):
+                body = "MessagesErrorBody" if "/v1/messages" in name else "ErrorBody"
+                assert schema == {"$ref": f"#/components/schemas/{body}"}, (name, status)
+            if status in ("429", "503", "529"):
                 assert "Retry-After" in response["headers"], (name, status)
             for content in response["content"].values():
                 assert content.get("schema") or content.get("itemSchema"), (name, status)
 
 
 def test_a_key_may_be_asked_for():
-    assert DOCUMENT["security"] == [{"key": []}, {}]
-    assert DOCUMENT["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert DOCUMENT["security"] == [{"key": []}, {"x-api-key": []}, {}]
+    schemes = DOCUMENT["components"]["securitySchemes"]
+    assert schemes["key"]["scheme"] == "bearer"
+    assert schemes["x-api-key"]["name"] == "x-api-key"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
 def test_both_ways_to_answer_are_described(path: str):
     content = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]
     assert content.keys() == {"application/json", "text/event-stream"}
@@ -172,6 +175,11 @@ def good_bodies() -> Iterator[tuple[str, Json]]:
         yield "/tokenize", {"model": "fox", **body}
     yield "/detokenize", {"model": "fox", "tokens": [5, 6]}
     yield "/apply-template", {"model": "fox", "messages": ASK}
+    for model in ("fox", "fox:base"):
+        message = {"model": model, "messages": ASK, "max_tokens": 12, "temperature": 0}
+        yield "/v1/messages", message
+        yield "/v1/messages", message | {"nudging": {"trace": True}, "stop_sequences": ["fox"]}
+    yield "/v1/messages/count_tokens", {"model": "fox", "messages": ASK}
 
 
 GOOD = list(good_bodies())
@@ -187,17 +195,21 @@ def test_what_is_answered_well_is_as_described(scripted: Server, path: str, body
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [each for each in GOOD if "completions" in each[0]],
+    [each for each in GOOD if "completions" in each[0] or each[0] == "/v1/messages"],
 )
 def test_every_event_of_a_stream_is_as_described(scripted: Server, path: str, body: Json):
     content = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
     event = content["itemSchema"]["properties"]["data"]["contentSchema"]
     validator = jsonschema_rs.validator_for({**event, "components": DOCUMENT["components"]})
-    body = body | {"stream": True, "stream_options": {"include_usage": True}}
+    body = body | {"stream": True}
+    if path != "/v1/messages":
+        body |= {"stream_options": {"include_usage": True}}
     with httpx.stream("POST", scripted.url + path, json=body, timeout=30) as response:
-        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+        found = [line for line in response.iter_lines() if line.startswith("data: ")]
+    lines = [line.removeprefix("data: ") for line in found]
     assert len(lines) > 3
-    assert lines[-1] == "[DONE]"
-    for line in lines[:-1]:
+    if path != "/v1/messages":
+        assert lines.pop() == "[DONE]"
+    for line in lines:
         assert "error" not in json.loads(line)
         validator.validate(json.loads(line))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel
@@ -188,6 +188,8 @@ def spelled(data: bytes) -> str:
 
 class OpenAI:
     """How either of them fails."""
+
+    statuses: Mapping[int, int] = {}
 
     def error(self, failure: ApiError) -> Json:
         return error_body(failure)

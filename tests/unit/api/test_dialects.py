@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -81,6 +81,7 @@ class Calls:
     description = "Calls."
     body: type[BaseModel] = Call
     responses = responses(Heard)
+    statuses: Mapping[int, int] = {}
 
     def parse(self, body: bytes) -> tuple[Ask, Lines]:
         call = Call.model_validate_json(body)
