@@ -9,6 +9,7 @@ as a whole where that is faster than item by item, and never further than to its
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -110,3 +111,15 @@ TokenIdList = Annotated[
     AfterValidator(_token_ids),
     WithJsonSchema({"type": "array", "items": TOKEN_ID_SCHEMA}),
 ]
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("NaN and Infinity are no JSON") from None
+    return value
+
+
+Echoed = Annotated[dict[str, Any], AfterValidator(_plain)]
+"""An object that the answer repeats."""
