@@ -50,6 +50,12 @@ def empty(value: Any) -> bool:
     return value in (None, [], {}, "", False)
 
 
+def kind_of(data: Any) -> str | None:
+    """What an object's ``type`` is, of JSON or as a model."""
+    kind = data.get("type") if isinstance(data, dict) else getattr(data, "type", None)
+    return kind if isinstance(kind, str) else None
+
+
 def only(*neutral: Any) -> Neutral:
     return lambda value: value is None or value in neutral
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from server.api.fields import Echoed, Strict
+from server.api.fields import Echoed, Strict, kind_of
 from server.api.openai.formats import JsonObjectFormat, NamedSchema, TextFormat
 
 
@@ -24,8 +24,8 @@ class FlatSchema(NamedSchema):
 
 
 def _form(data: Any) -> str:
-    kind = data.get("type") if isinstance(data, dict) else None
-    return {"json_schema": "[schema]", "json_object": "[object]"}.get(str(kind), "[text]")
+    tags = {"json_schema": "[schema]", "json_object": "[object]"}
+    return tags.get(kind_of(data) or "", "[text]")
 
 
 # The brackets: no part of the path that an error names.

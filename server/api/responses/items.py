@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
 
-from server.api.fields import MAX_ITEMS, Some, Strict, refused
+from server.api.fields import MAX_ITEMS, Some, Strict, kind_of, refused
 from server.api.responses.turns import Turns
 from server.core import InvalidRequest, Message, ToolCall
 
@@ -33,8 +33,7 @@ class SaidRefusal(Strict):
 
 
 def _part(data: Any) -> str:
-    refusal = isinstance(data, dict) and data.get("type") == "refusal"
-    return "[refusal]" if refusal else "[text]"
+    return "[refusal]" if kind_of(data) == "refusal" else "[text]"
 
 
 # The brackets: no part of the path that an error names.
@@ -122,10 +121,10 @@ _KINDS = ("message", "function_call", "function_call_output", "reasoning", "item
 
 
 def _kind(data: Any) -> str:
-    kind = data.get("type") if isinstance(data, dict) else None
+    kind = kind_of(data)
     if kind is None and isinstance(data, dict) and "id" in data and "role" not in data:
         return "[item_reference]"
-    return f"[{kind}]" if isinstance(kind, str) and kind in _KINDS else "[message]"
+    return f"[{kind}]" if kind in _KINDS else "[message]"
 
 
 def _served(value: Any) -> Any:
@@ -135,8 +134,8 @@ def _served(value: Any) -> Any:
     parts = 0
     for number, item in enumerate(value):
         if isinstance(item, dict):
-            kind = item.get("type")
-            if isinstance(kind, str) and kind not in _KINDS:
+            kind = kind_of(item)
+            if kind is not None and kind not in _KINDS:
                 where = f"input.{number}"
                 raise refused(where, f"{where}: items of type {kind[:60]!r} are not supported")
             content = item.get("content")

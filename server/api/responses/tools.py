@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from server.api.ask import Tools
-from server.api.fields import Echoed, Some, Strict, refused
+from server.api.fields import Echoed, Some, Strict, kind_of, refused
 from server.core import InvalidRequest, Tool
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -31,8 +31,8 @@ class FunctionTool(Strict):
 def _functions(value: Any) -> Any:
     """Refuses by its name a tool that the server would have to have itself."""
     for number, tool in enumerate(value if isinstance(value, list) else ()):
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if isinstance(kind, str) and kind != "function":
+        kind = kind_of(tool)
+        if kind not in (None, "function"):
             where = f"tools.{number}"
             raise refused(
                 where, f"{where}: {kind[:60]!r} is not served; only tools of type 'function' are"
@@ -55,8 +55,8 @@ class AllowedTools(Strict):
 
 
 def _choice(value: Any) -> Any:
-    kind = value.get("type") if isinstance(value, dict) else "function"
-    if isinstance(kind, str) and kind not in ("function", "allowed_tools"):
+    kind = kind_of(value)
+    if kind not in (None, "function", "allowed_tools"):
         raise refused("tool_choice", f"tool_choice: {kind[:60]!r} is not served")
     return value
 
@@ -64,7 +64,7 @@ def _choice(value: Any) -> Any:
 def _form(value: Any) -> str:
     if not isinstance(value, dict):
         return "[word]"
-    return "[allowed]" if value.get("type") == "allowed_tools" else "[name]"
+    return "[allowed]" if kind_of(value) == "allowed_tools" else "[name]"
 
 
 # The brackets: no part of the path that an error names.
