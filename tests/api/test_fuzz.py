@@ -55,6 +55,40 @@ GOOD: dict[str, list[Json]] = {
     ],
     "/detokenize": [{"model": "cross:aligned", "tokens": [5, 6, 1023]}],
     "/apply-template": [{"model": "fox", "messages": ASK, "chat_template_kwargs": {"tools": []}}],
+    "/v1/responses": [
+        {
+            "model": "fox",
+            "input": "Hi",
+            "instructions": "Be brief.",
+            "max_output_tokens": 2,
+            "stream": True,
+            "stream_options": {"include_obfuscation": False},
+            "metadata": {"a": "b"},
+            "text": {"format": {"type": "text"}, "verbosity": "medium"},
+            "nudging": {"trace": True},
+        },
+        {
+            "model": "fox:aligned",
+            "input": [
+                {"role": "developer", "content": "Be brief."},
+                {
+                    "type": "message",
+                    "role": "user",
+                    "content": [{"type": "input_text", "text": "Hi"}],
+                },
+                {"type": "reasoning", "id": "rs_1", "summary": [], "content": None},
+                {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c", "output": "blue"},
+            ],
+            "max_output_tokens": 2,
+            "include": ["message.output_text.logprobs"],
+            "top_logprobs": 2,
+            "tools": [{"type": "function", "name": "look", "parameters": {"type": "object"}}],
+            "tool_choice": "none",
+            "reasoning": {"effort": None, "summary": "auto"},
+            "store": False,
+        },
+    ],
 }
 FIELDS = sorted(
     {field for bodies in GOOD.values() for body in bodies for field in body}
@@ -144,6 +178,8 @@ def bodies(draw: st.DrawFn, path: str) -> bytes:
 
 
 LAW = settings(REPEATABLE, max_examples=100)
+ENDS = ("data: [DONE]", "event: response.completed", "event: response.incomplete")
+MORE = {"/v1/responses": settings(REPEATABLE, max_examples=500)}
 
 
 def check_error(response: httpx.Response) -> None:
@@ -188,14 +224,18 @@ def test_no_body_fails_the_server(scripted: Server, path: str):
             if response.status_code != 200:
                 check_error(response)
             elif response.headers["content-type"].startswith("text/event-stream"):
-                assert response.text.endswith("data: [DONE]\n\n")
+                last = response.text.removesuffix("\n\n").rpartition("\n\n")[2]
+                assert last.startswith(
+                    ("data: [DONE]", "event: response.completed", "event: response.incomplete")
+                )
                 assert 'data: {"error"' not in response.text
+                assert "event: error" not in response.text
             else:
                 response.json()
 
         for body in chosen():
             law(body)
-        LAW(given(bodies(path))(law))()
+        MORE.get(path, LAW)(given(bodies(path))(law))()
 
         for good in GOOD[path]:
             assert post(json.dumps(good).encode()).status_code == 200

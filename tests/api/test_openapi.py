@@ -115,7 +115,7 @@ def test_a_key_may_be_asked_for():
     assert DOCUMENT["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
 def test_both_ways_to_answer_are_described(path: str):
     content = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]
     assert content.keys() == {"application/json", "text/event-stream"}
@@ -147,7 +147,7 @@ def steer(case: schemathesis.Case, data: st.DataObject) -> None:
         if isinstance(case.body, dict):
             case.body["model"] = model
     if isinstance(case.body, dict):
-        for field in ("max_tokens", "max_completion_tokens"):
+        for field in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             if field in case.body:
                 case.body[field] = 2
         for field in ("n", "best_of", "min_tokens"):
@@ -172,6 +172,10 @@ def good_bodies() -> Iterator[tuple[str, Json]]:
         yield "/tokenize", {"model": "fox", **body}
     yield "/detokenize", {"model": "fox", "tokens": [5, 6]}
     yield "/apply-template", {"model": "fox", "messages": ASK}
+    more = {"model": "fox", "input": "Hi"}
+    yield "/v1/responses", more | {"max_output_tokens": 3, "metadata": {"a": "b"}}
+    scores = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    yield "/v1/responses", more | scores | {"nudging": {"trace": True}, "instructions": "Sing."}
 
 
 GOOD = list(good_bodies())
@@ -187,7 +191,7 @@ def test_what_is_answered_well_is_as_described(scripted: Server, path: str, body
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [each for each in GOOD if "completions" in each[0]],
+    [each for each in GOOD if each[0].startswith("/v1/")],
 )
 def test_every_event_of_a_stream_is_as_described(scripted: Server, path: str, body: Json):
     content = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
@@ -195,9 +199,10 @@ def test_every_event_of_a_stream_is_as_described(scripted: Server, path: str, bo
     validator = jsonschema_rs.validator_for({**event, "components": DOCUMENT["components"]})
     body = body | {"stream": True, "stream_options": {"include_usage": True}}
     with httpx.stream("POST", scripted.url + path, json=body, timeout=30) as response:
-        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+        lines = [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
     assert len(lines) > 3
-    assert lines[-1] == "[DONE]"
-    for line in lines[:-1]:
+    if "completions" in path:
+        assert lines.pop() == "[DONE]"
+    for line in lines:
         assert "error" not in json.loads(line)
         validator.validate(json.loads(line))

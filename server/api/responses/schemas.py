@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from server.api.extension import NudgingUsage, Trace
+from server.api.extension import NudgingUsage, RejectedToken, Trace
 from server.api.openai.schemas import TokenLogprob
 from server.api.openapi import sometimes
+from server.core import StopReason
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -57,6 +58,16 @@ class OutputItem(BaseModel):
     nudging: Trace = sometimes("Where the request asked for it: its pieces.")
 
 
+class ResponseOutcome(BaseModel):
+    """Of a trace what is of the whole answer."""
+
+    stop_reason: StopReason
+    rounds: int
+    rejected: RejectedToken = sometimes(
+        "What the base model would have written where it gave way and the answer ended."
+    )
+
+
 class ResponseFailure(BaseModel):
     code: str
     message: str
@@ -98,7 +109,7 @@ class ResponseObject(BaseModel):
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
     user: str | None
-    nudging: Trace = sometimes("Where the request asked for it: all but the pieces.")
+    nudging: ResponseOutcome = sometimes("Where the request asked for a trace.")
 
 
 class ResponseEvent(BaseModel):

@@ -54,7 +54,9 @@ def routes(registry: Registry) -> APIRouter:
             raise _not_found(response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
-    @router.post(f"{_PATH}/cancel", response_model=None, responses=responses(None, 400, 401, 404))
+    @router.post(
+        f"{_PATH}/cancel", response_class=Response, responses=responses(None, 400, 401, 404)
+    )
     async def cancel_response(request: Request, response_id: str) -> None:
         """Only a response that is written in the background could be cancelled, and none is. One
         that is streamed ends when its client leaves."""
