@@ -545,3 +545,14 @@ def test_other_paths_fail_in_the_same_shape(scripted: Server, method: str, path:
     response = httpx.request(method, scripted.url + path)
     assert response.status_code == status
     assert response.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_what_is_kept_can_be_asked_for_by_head(scripted: Server, client: openai.OpenAI):
+    found = ask(client, max_output_tokens=1)
+    for path in (found.id, f"{found.id}/input_items", "resp_none"):
+        head, get = (
+            httpx.request(method, f"{scripted.url}{PATH}/{path}") for method in ("HEAD", "GET")
+        )
+        assert head.status_code == get.status_code
+        assert head.headers["content-length"] == get.headers["content-length"]
+        assert not head.content

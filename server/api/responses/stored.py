@@ -17,6 +17,7 @@ from server.api.errors import ApiError
 from server.api.openapi import responses
 from server.api.responses.reply import Kept
 from server.api.responses.schemas import DeletedResponse, InputItems, ResponseObject
+from server.api.status import Readable
 from server.api.store import shelf
 from server.serving.registry import Registry
 
@@ -38,8 +39,9 @@ _LISTING = [
 
 def routes(registry: Registry) -> APIRouter:
     router = APIRouter()
+    readable = APIRouter(route_class=Readable)
 
-    @router.get(_PATH, response_model=None, responses=responses(ResponseObject, 400, 401, 404))
+    @readable.get(_PATH, response_model=None, responses=responses(ResponseObject, 400, 401, 404))
     async def response(request: Request, response_id: str) -> Response:
         """A response that is kept."""
         for name in ("stream", "starting_after"):
@@ -63,7 +65,7 @@ def routes(registry: Registry) -> APIRouter:
         _kept(request, response_id)
         raise ApiError(400, "Cannot cancel a synchronous response.")
 
-    @router.get(
+    @readable.get(
         f"{_PATH}/input_items",
         response_model=None,
         responses=responses(InputItems, 400, 401, 404),
@@ -94,7 +96,9 @@ def routes(registry: Registry) -> APIRouter:
             "has_more": len(items) > len(page),
         }
 
-    return router
+    # First, so that a path's GET is found for its HEAD.
+    readable.include_router(router)
+    return readable
 
 
 def _kept(request: Request, response_id: str) -> Kept:
