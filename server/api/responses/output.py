@@ -13,7 +13,7 @@ from typing import Any
 from server.api import extension
 from server.api.openai.chat import token_logprob
 from server.api.responses.turns import Turns
-from server.core import Finished, ToolCall
+from server.core import Finished, ScoredToken, ToolCall
 from server.decoding.parsing import CallArguments, CallBegins, Content, Part, Reasoning
 
 Json = dict[str, Any]
@@ -115,10 +115,7 @@ class _Message(_Item):
         turns.said(self.text)
 
     def _scores(self, part: Part) -> list[Json]:
-        if self._top is None:
-            return []
-        scored = (each for each in part.piece.scored if each.place == "answer")
-        return [token_logprob(each, self._top) for each in scored]
+        return [token_logprob(each, self._top) for each in _reported(part, self._top)]
 
     def _delta(self, text: str, logprobs: list[Json]) -> Json:
         return self._of_content("response.output_text.delta", delta=text, logprobs=logprobs)
@@ -204,6 +201,11 @@ class _Call(_Item):
         }
 
 
+def _reported(part: Part, top: int | None) -> list[ScoredToken]:
+    """The tokens of what is said, where they are asked for."""
+    return [] if top is None else [each for each in part.piece.scored if each.place == "answer"]
+
+
 class Output:
     """All items of one answer.
 
@@ -250,7 +252,7 @@ class Output:
         """Whether an item begins with a part: with tokens alone only where they are shown."""
         if isinstance(part, CallBegins) or part.piece.text:
             return True
-        return isinstance(part, Content) and self._top is not None and bool(part.piece.scored)
+        return isinstance(part, Content) and bool(_reported(part, self._top))
 
     def _next(self, part: Part) -> Iterator[Json]:
         if self._items:

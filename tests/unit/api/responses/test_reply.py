@@ -275,6 +275,18 @@ def test_log_probabilities_come_where_they_are_asked_for():
     assert whole(reply(), ANSWER, finished(ANSWER))["output"][1]["content"][0]["logprobs"] == []
 
 
+def test_the_end_of_text_is_no_token_of_what_is_said():
+    end = Content(piece("", scored=(ScoredToken(b"", -1.0, (), "end"),)))
+    parts = [*ANSWER, end]
+    asked = reply(include=["message.output_text.logprobs"])
+    found = whole(asked, parts, finished(parts))
+    assert [item["type"] for item in found["output"]][-1] == "function_call"
+    parts = [*ANSWER[2:4], end]
+    asked = reply(include=["message.output_text.logprobs"])
+    [message] = whole(asked, parts, finished(parts))["output"]
+    assert len(message["content"][0]["logprobs"]) == 2
+
+
 @pytest.mark.parametrize("parts", [[], ANSWER[:3]])
 def test_a_failure_ends_a_stream_with_both_of_its_events(parts: list[Part]):
     failure = ApiError(503, "the engine died", kind="server_error", code="engine_unavailable")
