@@ -19,6 +19,8 @@ from server.api.access import Access, Keys
 from server.api.admission import Gate
 from server.api.anthropic import count
 from server.api.middleware import BodyLimit, Envelope, Failures
+from server.api.responses import stored
+from server.api.store import Store
 from server.api.watch import Watching
 from server.serving.registry import Registry
 from server.telemetry import tracing
@@ -43,8 +45,8 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
         start: starts the registry; runs beside the server, which answers (with 503 where it
             must) while it does.
 
-    Its ``state`` has ``registry``, ``gate`` and ``metrics``. Raises `ConfigError` for wrong
-    API keys, and where traces are to be sent and can't be.
+    Its ``state`` has ``registry``, ``gate``, ``store`` and ``metrics``. Raises `ConfigError` for
+    wrong API keys, and where traces are to be sent and can't be.
     """
     settings = registry.settings.server
     keys = Keys.load(settings)
@@ -73,6 +75,7 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
     app.state.registry = registry
     app.state.metrics = Metrics(registry)
     app.state.gate = Gate(settings)
+    app.state.store = Store[Any](settings.stored_responses, int(settings.stored_bytes))
     dialects.install(app)
     # From the inside out.
     if keys:
@@ -83,13 +86,13 @@ def create_app(registry: Registry, *, start: Callable[[], Coroutine[Any, Any, No
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "HEAD", "POST"),
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=EXPOSED,
         )
     app.add_middleware(Watching, metrics=app.state.metrics, tracing=traces)
     app.add_middleware(Envelope)
-    for each in (status, routes, tokens, count, playground):
+    for each in (status, routes, stored, tokens, count, playground):
         app.include_router(each.routes(registry))
     openapi.install(app)
     return app

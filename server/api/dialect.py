@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from server.api.ask import Ask
 from server.api.errors import ApiError
+from server.api.store import Shelf
 from server.core import Finished, Usage
 from server.decoding.parsing import Part
 
@@ -72,9 +73,9 @@ class Dialect(Protocol):
     responses: dict[int | str, Json]
     statuses: Mapping[int, int]
 
-    def parse(self, body: bytes) -> tuple[Ask, Reply]:
-        """What a body, JSON, asks for, and how that is answered. Raises ``ValidationError``,
-        `ApiError`."""
+    def parse(self, body: bytes, shelf: Shelf[Any]) -> tuple[Ask, Reply]:
+        """What a body, JSON, asks for, and how that is answered. ``shelf``: what is kept for
+        whoever asks. Raises ``ValidationError``, `ApiError`, `InvalidRequest`."""
 
     def error(self, failure: ApiError) -> Json:
         """A failure as it is shown. Its ``param`` names a field as `server.api.ask` does."""

@@ -17,10 +17,11 @@ from server.api.errors import ApiError, as_api_error
 from server.api.openai.chat import ChatCompletions
 from server.api.openai.completions import Completions
 from server.api.openai.errors import error_body
+from server.api.responses.dialect import Responses
 from server.core import EngineUnavailable, InvalidRequest
 from server.serving.catalog import UnknownModel
 
-DIALECTS: tuple[Dialect, ...] = (ChatCompletions(), Completions(), Messages())
+DIALECTS: tuple[Dialect, ...] = (ChatCompletions(), Completions(), Responses(), Messages())
 
 
 def refusal(failure: ApiError, scope: Scope) -> JSONResponse:

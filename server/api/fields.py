@@ -9,6 +9,7 @@ as a whole where that is faster than item by item, and never further than to its
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -47,6 +48,12 @@ def refused(param: str, message: str) -> PydanticCustomError:
 
 def empty(value: Any) -> bool:
     return value in (None, [], {}, "", False)
+
+
+def kind_of(data: Any) -> str | None:
+    """What an object's ``type`` is, of JSON or as a model."""
+    kind = data.get("type") if isinstance(data, dict) else getattr(data, "type", None)
+    return kind if isinstance(kind, str) else None
 
 
 def only(*neutral: Any) -> Neutral:
@@ -110,3 +117,15 @@ TokenIdList = Annotated[
     AfterValidator(_token_ids),
     WithJsonSchema({"type": "array", "items": TOKEN_ID_SCHEMA}),
 ]
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("NaN and Infinity are no JSON") from None
+    return value
+
+
+Echoed = Annotated[dict[str, Any], AfterValidator(_plain)]
+"""An object that the answer repeats."""

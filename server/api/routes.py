@@ -22,6 +22,7 @@ from server.api.dialects import DIALECTS
 from server.api.errors import ApiError
 from server.api.limits import check_request, seen
 from server.api.respond import Answers, respond
+from server.api.store import shelf
 from server.core import AnswerRequest, Grammar, Message, NudgingConfig, PromptPair
 from server.decoding.parsing import Parser, Plain
 from server.decoding.stream import Writer
@@ -55,7 +56,7 @@ def routes(registry: Registry) -> APIRouter:
 
 def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        ask, reply = dialect.parse(await json_text(request))
+        ask, reply = dialect.parse(await json_text(request), shelf(request))
         check_request(request, ask)
         served = registry.resolve(ask.model)
         ask, unseen = _told(registry, served, ask)

@@ -20,12 +20,14 @@ KEEP_ALIVE = b": keep-alive\n\n"
 _SEPARATORS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
-def event(value: Any) -> bytes:
-    """One event with a JSON value. JSON has no raw line breaks, so it is one ``data:`` line."""
+def event(value: Any, name: str | None = None) -> bytes:
+    """One event with a JSON value. JSON has no raw line breaks, so it is one ``data:`` line.
+    ``name``: in front of it, an ``event:`` line."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if not text.isascii():
         text = text.translate(_SEPARATORS)
-    return b"data: " + text.encode() + b"\n\n"
+    named = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return named + b"data: " + text.encode() + b"\n\n"
 
 
 class Source(Protocol):

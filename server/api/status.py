@@ -43,7 +43,7 @@ class AnyModelList(RootModel[ModelList | anthropic.MessagesModelList]):
     """As OpenAI lists them, or as Anthropic does."""
 
 
-class _Readable(APIRoute):
+class Readable(APIRoute):
     """A GET that answers HEAD too, as monitors ask: the same, whose body uvicorn leaves out. With
     HEAD among its methods, OpenAPI would describe it twice under one id; like this, the router
     finds it as it finds what to answer with a 405."""
@@ -55,7 +55,7 @@ class _Readable(APIRoute):
 
 
 def routes(registry: Registry) -> APIRouter:
-    router = APIRouter(route_class=_Readable)
+    router = APIRouter(route_class=Readable)
 
     @router.get("/health", response_model=None, responses=responses(Health))
     async def health() -> dict[str, str]:

@@ -193,6 +193,10 @@ class ServerSettings(Frozen):
     """Answers that may wait for that; beyond, a request is told to come back (429)."""
     max_per_key: int | None = Field(None, ge=1)
     """Answers that one key may have running or waiting."""
+    stored_responses: int = Field(1000, ge=0)
+    """Responses that are kept in memory for those who refer to them; 0: none."""
+    stored_bytes: ByteSize = ByteSize(64 * 2**20)
+    """What they may take in all; those that nobody asked for the longest make room."""
     request_timeout_s: float = Field(600, gt=0)
     """From a request's arrival to its answer's end (504)."""
     drain_s: float = Field(30, ge=0)

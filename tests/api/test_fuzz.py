@@ -145,6 +145,40 @@ GOOD: dict[str, list[Json]] = {
     ],
     "/detokenize": [{"model": "cross:aligned", "tokens": [5, 6, 1023]}],
     "/apply-template": [{"model": "fox", "messages": ASK, "chat_template_kwargs": {"tools": []}}],
+    "/v1/responses": [
+        {
+            "model": "fox",
+            "input": "Hi",
+            "instructions": "Be brief.",
+            "max_output_tokens": 2,
+            "stream": True,
+            "stream_options": {"include_obfuscation": False},
+            "metadata": {"a": "b"},
+            "text": {"format": {"type": "text"}, "verbosity": "medium"},
+            "nudging": {"trace": True},
+        },
+        {
+            "model": "fox:aligned",
+            "input": [
+                {"role": "developer", "content": "Be brief."},
+                {
+                    "type": "message",
+                    "role": "user",
+                    "content": [{"type": "input_text", "text": "Hi"}],
+                },
+                {"type": "reasoning", "id": "rs_1", "summary": [], "content": None},
+                {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c", "output": "blue"},
+            ],
+            "max_output_tokens": 2,
+            "include": ["message.output_text.logprobs"],
+            "top_logprobs": 2,
+            "tools": [{"type": "function", "name": "look", "parameters": {"type": "object"}}],
+            "tool_choice": "none",
+            "reasoning": {"effort": None, "summary": "auto"},
+            "store": False,
+        },
+    ],
 }
 FIELDS = sorted(
     {field for bodies in GOOD.values() for body in bodies for field in body}
@@ -234,10 +268,9 @@ def bodies(draw: st.DrawFn, path: str) -> bytes:
 
 
 LAW = settings(REPEATABLE, max_examples=100)
-
-
-EXAMPLES = {"/v1/messages": 500}
-"""Where it is another number."""
+ENDS = ("data: [DONE]", "event: response.completed", "event: response.incomplete")
+MORE = {path: settings(REPEATABLE, max_examples=500) for path in ("/v1/responses", "/v1/messages")}
+"""Where it is another number of examples."""
 
 
 def check_anthropic_error(response: httpx.Response) -> None:
@@ -298,15 +331,16 @@ def test_no_body_fails_the_server(scripted: Server, path: str):
                     assert response.text.endswith('data: {"type":"message_stop"}\n\n')
                     assert "event: error" not in response.text
                     return
-                assert response.text.endswith("data: [DONE]\n\n")
+                last = response.text.removesuffix("\n\n").rpartition("\n\n")[2]
+                assert last.startswith(ENDS)
                 assert 'data: {"error"' not in response.text
+                assert "event: error" not in response.text
             else:
                 response.json()
 
         for body in chosen():
             law(body)
-        most = settings(LAW, max_examples=EXAMPLES.get(path, LAW.max_examples))
-        most(given(bodies(path))(law))()
+        MORE.get(path, LAW)(given(bodies(path))(law))()
 
         for good in GOOD[path]:
             assert post(json.dumps(good).encode()).status_code == 200

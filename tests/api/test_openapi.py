@@ -118,7 +118,9 @@ def test_a_key_may_be_asked_for():
     assert schemes["x-api-key"]["name"] == "x-api-key"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]
+)
 def test_both_ways_to_answer_are_described(path: str):
     content = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]
     assert content.keys() == {"application/json", "text/event-stream"}
@@ -150,7 +152,7 @@ def steer(case: schemathesis.Case, data: st.DataObject) -> None:
         if isinstance(case.body, dict):
             case.body["model"] = model
     if isinstance(case.body, dict):
-        for field in ("max_tokens", "max_completion_tokens"):
+        for field in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             if field in case.body:
                 case.body[field] = 2
         for field in ("n", "best_of", "min_tokens"):
@@ -180,6 +182,10 @@ def good_bodies() -> Iterator[tuple[str, Json]]:
         yield "/v1/messages", message
         yield "/v1/messages", message | {"nudging": {"trace": True}, "stop_sequences": ["fox"]}
     yield "/v1/messages/count_tokens", {"model": "fox", "messages": ASK}
+    more = {"model": "fox", "input": "Hi"}
+    yield "/v1/responses", more | {"max_output_tokens": 3, "metadata": {"a": "b"}}
+    scores = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    yield "/v1/responses", more | scores | {"nudging": {"trace": True}, "instructions": "Sing."}
 
 
 GOOD = list(good_bodies())
@@ -195,7 +201,7 @@ def test_what_is_answered_well_is_as_described(scripted: Server, path: str, body
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [each for each in GOOD if "completions" in each[0] or each[0] == "/v1/messages"],
+    [each for each in GOOD if each[0].startswith("/v1/") and "count" not in each[0]],
 )
 def test_every_event_of_a_stream_is_as_described(scripted: Server, path: str, body: Json):
     content = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
@@ -205,10 +211,9 @@ def test_every_event_of_a_stream_is_as_described(scripted: Server, path: str, bo
     if path != "/v1/messages":
         body |= {"stream_options": {"include_usage": True}}
     with httpx.stream("POST", scripted.url + path, json=body, timeout=30) as response:
-        found = [line for line in response.iter_lines() if line.startswith("data: ")]
-    lines = [line.removeprefix("data: ") for line in found]
+        lines = [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
     assert len(lines) > 3
-    if path != "/v1/messages":
+    if "completions" in path:
         assert lines.pop() == "[DONE]"
     for line in lines:
         assert "error" not in json.loads(line)

@@ -18,6 +18,7 @@ from server.api.ask import Ask
 from server.api.dialect import Reply
 from server.api.errors import ApiError
 from server.api.openapi import responses
+from server.api.store import Shelf
 
 FAILURES = (400, 401, 404, 413, 415, 529, 504)
 
@@ -37,7 +38,7 @@ class Messages:
         failure=MessagesErrorBody,
     )
 
-    def parse(self, body: bytes) -> tuple[Ask, Reply]:
+    def parse(self, body: bytes, shelf: Shelf[Any]) -> tuple[Ask, Reply]:
         request = MessagesRequest.model_validate_json(body)
         thinking = request.thinking
         reply = MessageReply(

@@ -18,6 +18,7 @@ from server.api.openai.messages import Conversation
 from server.api.openai.render import Json, OpenAI, Renderer, described, spelled
 from server.api.openai.requests import Generation
 from server.api.openai.schemas import ChatCompletion, ChatCompletionChunk
+from server.api.store import Shelf
 from server.core import Finished, ScoredToken, Usage
 from server.decoding.parsing import (
     CallArguments,
@@ -137,11 +138,7 @@ class ChatRenderer(Renderer):
 
     def _logprobs(self, scored: Iterable[ScoredToken]) -> Json:
         return {
-            "content": [
-                _logprob(token.data, token.logprob)
-                | {"top_logprobs": [_logprob(*each) for each in token.top[: self.top]]}
-                for token in scored
-            ],
+            "content": [token_logprob(token, self.top) for token in scored],
             "refusal": None,
         }
 
@@ -178,6 +175,12 @@ def called(begins: CallBegins, *, legacy: bool) -> Json:
     return {"tool_calls": [call]}
 
 
+def token_logprob(token: ScoredToken, top: int | None) -> Json:
+    """``top``: alternatives to show."""
+    alternatives = [_logprob(*each) for each in token.top[:top]]
+    return _logprob(token.data, token.logprob) | {"top_logprobs": alternatives}
+
+
 def _logprob(data: bytes, logprob: float | None) -> Json:
     return {"token": spelled(data), "logprob": logprob, "bytes": list(data)}
 
@@ -191,6 +194,6 @@ class ChatCompletions(OpenAI):
     body: type[BaseModel] = ChatRequest
     responses = described(ChatCompletion, ChatCompletionChunk)
 
-    def parse(self, body: bytes) -> tuple[Ask, Reply]:
+    def parse(self, body: bytes, shelf: Shelf[Any]) -> tuple[Ask, Reply]:
         request = ChatRequest.model_validate_json(body)
         return request.ask(), ChatRenderer.of(request)

@@ -19,6 +19,7 @@ from server.api.openai.fields import MAX_TOP_LOGPROBS, Prompt
 from server.api.openai.render import Json, OpenAI, Renderer, described, spelled
 from server.api.openai.requests import Generation
 from server.api.openai.schemas import Completion, CompletionChunk
+from server.api.store import Shelf
 from server.core import AnswerRequest, ScoredToken, TokenIds, Usage
 from server.text.tokenizer import TextOffsets
 
@@ -166,6 +167,6 @@ class Completions(OpenAI):
     body: type[BaseModel] = CompletionRequest
     responses = described(Completion, CompletionChunk)
 
-    def parse(self, body: bytes) -> tuple[Ask, Reply]:
+    def parse(self, body: bytes, shelf: Shelf[Any]) -> tuple[Ask, Reply]:
         request = CompletionRequest.model_validate_json(body)
         return request.ask(), CompletionRenderer.of(request)

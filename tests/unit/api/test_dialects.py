@@ -22,6 +22,7 @@ from server.api.openai.chat import ChatRequest
 from server.api.openai.completions import CompletionRequest
 from server.api.openapi import responses
 from server.api.respond import AT_ONCE
+from server.api.store import Shelf
 from server.core import (
     AnswerRequest,
     Finished,
@@ -83,7 +84,7 @@ class Calls:
     responses = responses(Heard)
     statuses: Mapping[int, int] = {}
 
-    def parse(self, body: bytes) -> tuple[Ask, Lines]:
+    def parse(self, body: bytes, shelf: Shelf[Any]) -> tuple[Ask, Lines]:
         call = Call.model_validate_json(body)
         chat = Chat([Message("user", call.says)])
         return Ask(call.who, chat, AnswerRequest(), stream=call.again), Lines()
