@@ -79,11 +79,13 @@ class PromptPair:
 
     headers: what the base model's prompt has between the turns of a conversation, as far as an
         answer can't hold it. See `server.text.headers`.
+    thinking: whether they end where the model thinks already, behind what opens that.
     """
 
     base: PromptText
     aligned: PromptText
     headers: tuple[str, ...] = ()
+    thinking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +297,13 @@ class Finished:
     reasoning_tokens: int = 0
 
     @property
+    def was_cut(self) -> bool:
+        """Whether it is over before anybody ended it."""
+        return self.stop_reason in _CUT
+
+    @property
     def finish_reason(self) -> FinishReason:
-        if self.stop_reason in _CUT:
+        if self.was_cut:
             return "length"
         return "tool_calls" if self.calls else "stop"
 
@@ -306,10 +313,22 @@ class Grammar:
     """What an answer must match: a grammar of llguidance, made by `server.text.grammar`.
 
     begun: the beginning of the text that it is to match, which the answer goes on with.
+    opens: where any text is allowed at first, the text that ends that: what comes behind it is to
+        be followed. Empty: all of it is.
+    only_first: whether ``opens`` does so at the answer's beginning alone.
+    field: of a request, that asks for it.
     """
 
     source: str
     begun: str = ""
+    opens: str = ""
+    only_first: bool = False
+    field: str = "response_format"
+
+    @property
+    def free(self) -> bool:
+        """Whether an answer may begin with any text."""
+        return bool(self.opens)
 
 
 UNLIMITED = 2**31
@@ -330,6 +349,8 @@ class AnswerRequest:
     traced: whether the pieces say their ``top_prob``. Where a policy needs it they do anyway; one
         model alone is faster without.
     grammar: what the answer as a whole must match.
+    marked: whether it is marked up, with calls or thoughts: a model reads the other one's marks as
+        its own.
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -342,6 +363,7 @@ class AnswerRequest:
     prompt_logprobs: bool = False
     traced: bool = True
     grammar: Grammar | None = None
+    marked: bool = False
 
     @property
     def limit(self) -> int:

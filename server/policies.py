@@ -76,6 +76,7 @@ _ADJUSTED = (
     "repetition_penalty",
     "logit_bias",
     "response_format",
+    "tools",
 )
 """What changes which token is drawn. (``top_p`` and the like are nothing to who is greedy.)"""
 
@@ -95,7 +96,7 @@ _ROWS = (
         settings=("entropy", *_ROUNDS),
         threshold=ENTROPY,
         trace="pieces",
-        refuses=("response_format",),
+        refuses=("response_format", "tools"),
         why="which goes by the model's whole distribution",
         distributions=("base",),
         stands_in=True,

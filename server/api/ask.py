@@ -43,9 +43,18 @@ class Tools:
     demanded: bool = False
     parallel: bool = True
 
+    @property
+    def may_be_called(self) -> list[Tool]:
+        """Now."""
+        names = self.callable
+        return [tool for tool in self.offered if names is None or tool.name in names]
+
 
 MESSAGE_BYTES = 64
 """What a message costs beside its text, in bytes of text."""
+
+TOOL_BYTES = 512
+"""About what a tool costs, in bytes of text."""
 
 _SAMPLING = frozenset(each.name for each in fields(SamplingParams))
 
@@ -55,12 +64,14 @@ class Chat:
     """A conversation, to be answered.
 
     kwargs: of the chat template. end: how the prompts made of it end.
+    effort: how much the aligned model is to think, in OpenAI's words; None: as it does.
     """
 
     messages: Sequence[Message]
     kwargs: Mapping[str, Any] | None = None
     end: PromptEnd = "open"
     tools: Tools | None = None
+    effort: str | None = None
 
     field = "messages"
     count = 1
@@ -72,7 +83,8 @@ class Chat:
 
     def sizes(self) -> Iterator[int]:
         """The bytes of each prompt that is text."""
-        yield sum(len(message.content.encode()) for message in self.messages)
+        texts = (text for message in self.messages for text in _texts(message))
+        yield sum(len(text.encode()) for text in texts)
 
     @property
     def least_tokens(self) -> int:
@@ -83,7 +95,15 @@ class Chat:
     @property
     def work(self) -> int:
         """How much there is to render and tokenize, as if it were bytes of text."""
-        return sum(self.sizes()) + MESSAGE_BYTES * len(self.messages)
+        told = 0 if self.tools is None else len(self.tools.offered) * TOOL_BYTES
+        return sum(self.sizes()) + told + MESSAGE_BYTES * len(self.messages)
+
+
+def _texts(message: Message) -> Iterator[str]:
+    """Those that a template may show."""
+    yield message.content
+    for call in message.calls:
+        yield from (call.name, call.arguments)
 
 
 @dataclass(frozen=True)
@@ -155,13 +175,20 @@ class Ask:
     one_model: Mapping[str, str] = field(default_factory=dict)
 
     def request(
-        self, defaults: SamplingParams, grammar: Grammar | None, stop: tuple[str, ...] = ()
+        self,
+        defaults: SamplingParams,
+        grammar: Grammar | None,
+        stop: tuple[str, ...] = (),
+        *,
+        marked: bool = False,
     ) -> AnswerRequest:
-        """``defaults``, ``stop``: the served model's. ``grammar``: of `schema`."""
+        """``defaults``, ``stop``: the served model's. ``grammar``: of `schema`, or of tools.
+        ``marked``: see `AnswerRequest`."""
         return replace(
             self.answer,
             sampling=replace(defaults, **self.sampling),
             grammar=grammar,
+            marked=marked,
             stop=self.answer.stop or (() if self.no_stop else stop),
         )
 
@@ -181,6 +208,8 @@ class Ask:
                 return self.answer.top_logprobs is not None
             case "response_format":
                 return self.schema is not None
+            case "tools":
+                return isinstance(self.prompt, Chat) and self.prompt.tools is not None
             case "repetition_penalty":
                 return bool(self.sampling.get(name, 1) != 1)
             case _ if name in _SAMPLING:

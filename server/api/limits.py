@@ -45,13 +45,22 @@ def check_request(request: Request, ask: Ask) -> None:
     _check_texts(registry, ask)
 
 
-def check_tools(registry: Registry, tools: Tools | None, served: Served) -> None:
-    """Raises `ApiError` (400) for tools that the served model is not to pass over."""
-    unseen = registry.settings.models[served.name].tools == "unseen"
-    if tools is not None and (tools.demanded or not unseen):
+def seen(registry: Registry, tools: Tools | None, served: Served) -> Tools | None:
+    """The tools that the served model is told of: none, where it is set to pass over them.
+
+    Raises `ApiError` (400) where it is set to refuse them, or can't pass over these.
+    """
+    setting = registry.settings.models[served.name].tools
+    if tools is None or setting not in ("refuse", "unseen"):
+        return tools
+    if setting == "refuse" or tools.demanded:
         raise ApiError(
-            400, "'tools' are not supported, unless 'tool_choice' is 'none'", param="tools"
+            400,
+            f"'tools' are not served by {served.name!r} (models.{served.name}.tools: {setting}), "
+            "unless 'tool_choice' is 'none'",
+            param="tools",
         )
+    return None
 
 
 def take_ticket(request: Request, answers: int, priority: int) -> Ticket:

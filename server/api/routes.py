@@ -7,8 +7,9 @@ Does not know: any dialect's fields, how an answer is sent, a rule of the policy
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -19,10 +20,11 @@ from server.api.body import body_schema, json_text
 from server.api.dialect import Dialect
 from server.api.dialects import DIALECTS
 from server.api.errors import ApiError
-from server.api.limits import check_request, check_tools
+from server.api.limits import check_request, seen
 from server.api.respond import Answers, respond
 from server.api.store import shelf
-from server.core import AnswerRequest, Grammar, Message, NudgingConfig
+from server.core import AnswerRequest, Grammar, Message, NudgingConfig, PromptPair
+from server.decoding.parsing import Parser, Plain
 from server.decoding.stream import Writer
 from server.policies import POLICIES
 from server.serving.catalog import Served
@@ -33,6 +35,8 @@ LONG_TEXT = 8192
 shouldn't feel."""
 
 Result = TypeVar("Result")
+
+Pairs: TypeAlias = Sequence[PromptPair | None]
 
 
 def routes(registry: Registry) -> APIRouter:
@@ -55,25 +59,43 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
         ask, reply = dialect.parse(await json_text(request), shelf(request))
         check_request(request, ask)
         served = registry.resolve(ask.model)
-        tools = ask.prompt.tools if isinstance(ask.prompt, Chat) else None
-        check_tools(registry, tools, served)
+        ask, unseen = _told(registry, served, ask)
         nudging = _nudging(served, ask)
         served = registry.stand_in(served, nudging)
-        grammar = await _grammar(request, registry, ask)
-        answer = ask.request(served.sampling, grammar, served.stop)
         _check_one_model(served, ask)
-        writers = await _read_text(ask, lambda: _writers(registry, served, ask, answer, nudging))
+        pairs = await _read_text(ask, lambda: _prompts(registry, served, ask))
+        grammar = await _grammar(request, registry, served, ask, pairs)
+        parser = _parser(registry, served, ask, pairs)
+        marked = parser is not Plain
+        answer = ask.request(served.sampling, grammar, served.stop, marked=marked)
+        writers = await _read_text(
+            ask, lambda: _writers(registry, served, ask, pairs, answer, nudging)
+        )
         answers = Answers(
-            ask, answer, writers, registry.grammars.matches, _echo(registry, served, ask)
+            ask,
+            answer,
+            writers,
+            registry.grammars.matches,
+            _echo(registry, served, ask),
+            parser,
         )
         response = await respond(request, answers, reply)
-        if tools is not None:
+        if unseen:
             response.headers["X-Nudge-Tools"] = "unseen"
         if served.degraded:
             response.headers["X-Nudge-Degraded"] = "aligned"
         return response
 
     return endpoint
+
+
+def _told(registry: Registry, served: Served, ask: Ask) -> tuple[Ask, bool]:
+    """What is asked for, without tools that the served model passes over; and whether there are
+    any."""
+    if not isinstance(ask.prompt, Chat) or ask.prompt.tools is None:
+        return ask, False
+    tools = seen(registry, ask.prompt.tools, served)
+    return replace(ask, prompt=replace(ask.prompt, tools=tools)), tools is None
 
 
 def _nudging(served: Served, ask: Ask) -> NudgingConfig:
@@ -104,14 +126,29 @@ def _nudging(served: Served, ask: Ask) -> NudgingConfig:
     return config
 
 
-async def _grammar(request: Request, registry: Registry, ask: Ask) -> Grammar | None:
+async def _grammar(
+    request: Request, registry: Registry, served: Served, ask: Ask, pairs: Pairs
+) -> Grammar | None:
     """What the answer must match. Raises `InvalidRequest`, `ApiError` (504)."""
-    if ask.schema is None:
+    tools = ask.prompt.tools if isinstance(ask.prompt, Chat) else None
+    if ask.schema is None and tools is None:
         return None
     limit_s = registry.settings.server.request_timeout_s
     try:
         async with asyncio.timeout_at(request.state.arrived + limit_s):
-            return await registry.grammars.compile(ask.schema, ask.prompt.begun)
+            if tools is None:
+                assert ask.schema is not None
+                return await registry.grammars.compile(ask.schema, ask.prompt.begun)
+            (pair,) = pairs
+            assert pair is not None
+            asked = registry.calls_asked(
+                served,
+                demanded=tools.demanded,
+                several=tools.parallel,
+                thinking=pair.thinking,
+                answer=ask.schema,
+            )
+            return await registry.grammars.calls(asked, tools.may_be_called, ask.prompt.begun)
     except TimeoutError:
         raise errors.timed_out(limit_s) from None
 
@@ -130,26 +167,54 @@ async def _read_text(ask: Ask, read: Callable[[], Result]) -> Result:
     return await asyncio.to_thread(read)
 
 
+def _prompts(registry: Registry, served: Served, ask: Ask) -> Pairs:
+    """For each prompt what the models read of a conversation; None: it is read as it is."""
+    if isinstance(ask.prompt, Chat):
+        chat = ask.prompt
+        tools = () if chat.tools is None else chat.tools.offered
+        return [registry.prompts(served, chat.messages, chat.kwargs, chat.end, tools, chat.effort)]
+    return [
+        registry.prompts(served, [Message("user", prompt)])
+        if served.role == "nudged" and isinstance(prompt, str)
+        else None
+        for prompt in ask.prompt.prompts
+    ]
+
+
 def _writers(
-    registry: Registry, served: Served, ask: Ask, answer: AnswerRequest, nudging: NudgingConfig
+    registry: Registry,
+    served: Served,
+    ask: Ask,
+    pairs: Pairs,
+    answer: AnswerRequest,
+    nudging: NudgingConfig,
 ) -> list[list[Writer]]:
     """For each prompt, those of its answers."""
     samples = [answer.sample(number) for number in range(ask.n)]
-    if isinstance(ask.prompt, Chat):
-        chat = ask.prompt
-        pair = registry.prompts(served, chat.messages, chat.kwargs, chat.end)
-        return [[registry.writer(served, pair, sample, nudging) for sample in samples]]
     writers: list[list[Writer]] = []
-    for prompt in ask.prompt.prompts:
-        if served.role == "nudged" and isinstance(prompt, str):
-            pair = registry.prompts(served, [Message("user", prompt)])
+    for number, pair in enumerate(pairs):
+        if pair is not None:
             writers.append([registry.writer(served, pair, each, nudging) for each in samples])
         else:
-            bos = ask.prompt.bos
+            assert not isinstance(ask.prompt, Chat)
+            prompt, bos = ask.prompt.prompts[number], ask.prompt.bos
             writers.append(
                 [registry.continuation(served, prompt, each, bos=bos) for each in samples]
             )
     return writers
+
+
+def _parser(registry: Registry, served: Served, ask: Ask, pairs: Pairs) -> Callable[[], Parser]:
+    """What reads each answer. That to a raw prompt is text."""
+    if not isinstance(ask.prompt, Chat):
+        return Plain
+    (pair,) = pairs
+    assert pair is not None
+    # A schema from the answer's beginning on leaves no room for thoughts.
+    thinks = ask.prompt.end != "continued" and (ask.schema is None or ask.prompt.tools is not None)
+    return registry.parser(
+        served, calls=ask.prompt.tools is not None, thinks=thinks, thinking=pair.thinking
+    )
 
 
 def _echo(registry: Registry, served: Served, ask: Ask) -> list[str] | None:

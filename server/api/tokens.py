@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from server.api.body import body_schema, read
-from server.api.limits import check_tools
+from server.api.limits import seen
 from server.api.openai.messages import (
     Conversation,
     DetokenizeRequest,
@@ -36,9 +36,15 @@ def routes(registry: Registry) -> APIRouter:
     router = APIRouter()
 
     def prompts(served: Served, body: Conversation) -> PromptPair:
-        check_tools(registry, body.tools_asked, served)
-        messages = body.conversation()
-        return registry.prompts(served, messages, body.chat_template_kwargs, body.prompt_end)
+        tools = seen(registry, body.tools_asked, served)
+        return registry.prompts(
+            served,
+            body.conversation(),
+            body.chat_template_kwargs,
+            body.prompt_end,
+            () if tools is None else tools.offered,
+            body.reasoning_effort,
+        )
 
     # A body may be megabytes of text: whatever grows with it is done beside the event loop.
 

@@ -22,6 +22,9 @@ Json = dict[str, Any]
 FORMAT = "nudge-trace"
 VERSION = 1
 
+_FOLLOWED = {"response_format", "tools", "functions"}
+"""Fields of a request that have its answer follow a grammar, whose p1 is of what that allows."""
+
 _OURS = ("nudging", "stream", "stream_options")
 """Fields of a request that a stored one leaves out: its ``nudging`` is beside it, and how an
 answer was sent is no part of it."""
@@ -122,7 +125,7 @@ class StoredTrace(_Part):
             raise ValueError(
                 "usage.nudging is missing: one model wrote it, so nudging must be null"
             )
-        if kind != "decisions" or "response_format" in self.request:
+        if kind != "decisions" or _FOLLOWED & self.request.keys():
             return self
         for number, piece in enumerate(answer.pieces):
             if piece.speaker == "base" and piece.top_prob < nudging.gamma:
@@ -139,6 +142,10 @@ class StoredTrace(_Part):
         """
         choice = response["choices"][0]
         trace = dict(choice["nudging"])
+        message, finish = choice["message"], choice["finish_reason"]
+        text = message["content"]
+        if message.keys() & {"tool_calls", "function_call", "reasoning"}:
+            text = "".join(piece["text"] for piece in trace["pieces"])
         return cls.model_validate(
             {
                 "format": FORMAT,
@@ -148,8 +155,8 @@ class StoredTrace(_Part):
                 "request": request,
                 "nudging": nudging.model_dump(),
                 "answer": {
-                    "text": choice["message"]["content"],
-                    "finish_reason": choice["finish_reason"],
+                    "text": text,
+                    "finish_reason": "tool_calls" if finish == "function_call" else finish,
                     **trace,
                 },
                 "usage": response["usage"],
@@ -182,7 +189,7 @@ class StoredTrace(_Part):
             "frequency_penalty",
             "repetition_penalty",
             "logit_bias",
-            "response_format",
+            *_FOLLOWED,
         )
         return request.temperature == 0 and not any(
             (value := getattr(request, name)) and value != neutral.get(name) for name in adjusted

@@ -27,6 +27,8 @@ from server.engines.backend import EngineSettings, Frozen
 from server.engines.backends import BACKENDS
 from server.engines.report import did_you_mean
 from server.policies import DEFAULT, POLICIES, EngineRole, Policy, PolicySpec
+from server.text.thinking import ThoughtName
+from server.text.tools.formats import FormatName
 
 MAX_STOPS = 16
 
@@ -106,8 +108,11 @@ class ModelSettings(Frozen):
     """Instead of the aligned model's own chat template."""
     degraded: Literal["aligned"] | None = None
     """Who answers in NAME's place while the base engine is dead; unset: nobody (503)."""
-    tools: Literal["refuse", "unseen"] = "refuse"
-    """A chat that offers tools: an error, or answered by models that don't see them."""
+    tools: Literal["auto", "refuse", "unseen"] | FormatName = "auto"
+    """A chat that offers tools: answered by models that are told of them and call them in the
+    aligned model's own format or in this one, or that don't see them; or an error."""
+    reasoning: Literal["auto", "off"] | ThoughtName = "auto"
+    """How the aligned model marks its thoughts: as its chat template does, or like this."""
     verify: Literal["off", "auto", "on"] = "off"
     """Whether the base model checks drafts of the aligned model, several tokens in one step."""
     verify_tokens: int = Field(8, ge=1, le=64)
@@ -155,7 +160,7 @@ class ModelSettings(Frozen):
             raise ValueError("a header needs a letter, for instance '\\nUser:'")
         return headers
 
-    @field_validator("verify", mode="before")
+    @field_validator("verify", "reasoning", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         """YAML takes a bare ``on`` or ``off`` for a truth value."""

@@ -44,7 +44,9 @@ class Alone:
 
         Raises `ContextLengthExceeded`.
         """
-        self.side = Side(engine, speaker, prompt, verbatim=request.grammar is not None)
+        grammar = request.grammar
+        verbatim = grammar is not None and not grammar.free
+        self.side = Side(engine, speaker, prompt, verbatim=verbatim)
         self.request = request
         self._read = prompt
         self._spelled = spelled

@@ -60,12 +60,17 @@ class Side:
         prompt: PromptText | TokenIds,
         *,
         verbatim: bool = False,
+        marked: bool = False,
     ) -> None:
-        """``verbatim``: the prompt's last space is read at once. An answer with a grammar must
-        not begin with it. Raises `ContextLengthExceeded`."""
+        """``verbatim``: the prompt's last space is read at once. An answer with a grammar from its
+        beginning on must not begin with it. ``marked``: see `AnswerRequest`.
+
+        Raises `ContextLengthExceeded`.
+        """
         self.info = engine.info
         self.tokenizer = engine.info.tokenizer
         self.speaker = speaker
+        self._encode = self.tokenizer.encode_marked if marked else self.tokenizer.encode_text
         # A prompt that ends in a space would cut the answer's first word from the space that
         # its first token has in front ("Answer: " + "Paris" is not " Paris"). So it waits,
         # and joins the first text of the answer (docs/adr/0004).
@@ -214,7 +219,7 @@ class Side:
 
     def _encode_heard(self) -> None:
         if self._heard:
-            self._waiting += self.tokenizer.encode_text(self._heard)
+            self._waiting += self._encode(self._heard)
             self._heard = ""
 
     def scored(self, token: Token) -> ScoredToken:

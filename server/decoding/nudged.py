@@ -25,6 +25,7 @@ from server.core import (
 )
 from server.decoding.base_spans import Ahead, BaseSpans, Events
 from server.decoding.handover import Growing, Remembered, Side, close_all
+from server.decoding.prose import Prose
 from server.decoding.rules import WORD_TOKENS, Nudging, Turn
 from server.decoding.stream import End, Output
 from server.engines.base import Engine, Token, TurnEnd, TurnParams, collect
@@ -48,11 +49,13 @@ class Nudged:
         config: NudgingConfig,
     ) -> None:
         """Raises `ContextLengthExceeded` if the prompt doesn't fit one of the models."""
-        self.policy = Nudging(config)
+        grammar = request.grammar
+        self.policy = Nudging(config, Prose(grammar))
         self.request = request
-        verbatim = request.grammar is not None
-        self.base = self.base_side(base, "base", prompt.base, verbatim=verbatim)
-        self.aligned = Remembered(aligned, "aligned", prompt.aligned, verbatim=verbatim)
+        verbatim = grammar is not None and not grammar.free
+        how = {"verbatim": verbatim, "marked": request.marked}
+        self.base = self.base_side(base, "base", prompt.base, **how)
+        self.aligned = Remembered(aligned, "aligned", prompt.aligned, **how)
         self.base.listen_to(self.aligned)
         self.aligned.listen_to(self.base)
         self.spans = BaseSpans(self.policy, self.base, self.aligned, prompt, request)
@@ -91,10 +94,9 @@ class Nudged:
 
     @property
     def _guarded(self) -> bool:
-        """Whether the policy's loop guards may end the answer. JSON repeats itself by nature."""
+        """Whether the policy's loop guards may end the answer, where it is prose."""
         request = self.request
-        free = request.ignore_eos or request.grammar is not None
-        return not free and self.committed >= request.min_tokens
+        return not request.ignore_eos and self.committed >= request.min_tokens
 
     def usage(self) -> Usage:
         base, aligned = self.base, self.aligned

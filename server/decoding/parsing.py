@@ -9,11 +9,11 @@ Knows: pieces and parts. Does not know: who wrote a piece, engines, how a part i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from server.core import Finished, Piece
+from server.core import Finished, Piece, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,19 @@ class CallArguments:
 
 Part: TypeAlias = Content | Reasoning | CallBegins | CallArguments
 """What an answer consists of. What a format puts around these is no text of theirs."""
+
+
+def calls_of(parts: Sequence[Part]) -> list[ToolCall]:
+    """The calls of a whole answer, in order. Of one that was cut the last may not be whole."""
+    arguments: dict[int, list[str]] = {}
+    begun: list[CallBegins] = []
+    for part in parts:
+        if isinstance(part, CallBegins):
+            begun.append(part)
+            arguments[part.number] = []
+        elif isinstance(part, CallArguments):
+            arguments[part.number].append(part.piece.text)
+    return [ToolCall(each.id, each.name, "".join(arguments[each.number])) for each in begun]
 
 
 class Parser(Protocol):

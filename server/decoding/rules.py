@@ -27,8 +27,9 @@ The rules, all of them:
     the third time running, it ends the answer. A phrase of up to 80 characters does so three
     times running, and four, in 48 characters and 72.
 
-Rules 4 to 6 end nothing while ``guarded`` is False (OpenAI's ``ignore_eos``, ``min_tokens``, a
-grammar), unless four rounds running had no text at all.
+Rules 4 to 6 end nothing, and nobody is asked at a line's end, while ``guarded`` is False (OpenAI's
+``ignore_eos``, ``min_tokens``) or the answer isn't prose: JSON repeats itself by nature. But four
+rounds running without any text end it in any case.
 
 Does not know: engines, tokenizers, asyncio, HTTP. Standard library only.
 """
@@ -39,6 +40,7 @@ from enum import Enum
 
 from server.core import NudgingConfig, StopReason
 from server.decoding.loops import RepeatedBlock, RepeatedPhrase, RepeatedSentences
+from server.decoding.prose import Prose
 
 SAME_ROUNDS = 4
 WORD_TOKENS = 16
@@ -58,7 +60,9 @@ class Nudging:
     ``guarded`` may be set at any time.
     """
 
-    def __init__(self, config: NudgingConfig) -> None:
+    def __init__(self, config: NudgingConfig, prose: Prose | None = None) -> None:
+        """``prose``: None: it is all of the answer."""
+        self._prose = prose or Prose(None)
         self.gamma = config.gamma
         self.end_lookahead = config.end_lookahead
         self.max_rounds = config.max_rounds
@@ -83,7 +87,11 @@ class Nudging:
     @property
     def checks_ends(self) -> bool:
         """Whether the aligned model is to be asked at the end of a line."""
-        return self._checks_ends and self.guarded
+        return self._checks_ends and self._guards
+
+    @property
+    def _guards(self) -> bool:
+        return self.guarded and not self._prose.over
 
     # -- the aligned model's turn ------------------------------------------------------------
 
@@ -94,7 +102,8 @@ class Nudging:
             self._in_round = True
             self.rounds += 1
         self._round_text.append(text)
-        if self._loops(text) > 1 and self.guarded:
+        self._prose.hear(text)
+        if self._loops(text) > 1 and self._guards:
             self._finish("repetition")
         else:
             self._to_base()
@@ -120,9 +129,10 @@ class Nudging:
             return False
         self._base_spoke = True
         self._round_text.append(text)
+        self._prose.hear(text)
         block, loops = self._block.repeats(token), self._loops(text)
         self._repetitions += block
-        if self.guarded and (loops > 1 or (block and self._repetitions > 1)):
+        if self._guards and (loops > 1 or (block and self._repetitions > 1)):
             self._finish("repetition")
         elif block or loops:
             self.base_stopped()
@@ -172,9 +182,9 @@ class Nudging:
             return
         self._same_rounds = self._same_rounds + 1 if text == self._last_round else 1
         self._last_round = text
-        if self._same_rounds >= SAME_ROUNDS and (self.guarded or not text):
+        if self._same_rounds >= SAME_ROUNDS and (self._guards or not text):
             self._finish("repeated_round")
-        elif self.max_rounds and self.rounds >= self.max_rounds and self.guarded:
+        elif self.max_rounds and self.rounds >= self.max_rounds and self._guards:
             self._finish("max_rounds")
 
     def _finish(self, reason: StopReason) -> None:

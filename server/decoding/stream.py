@@ -267,7 +267,7 @@ async def _compare(grammar: Grammar, text: str, matches: Matches) -> None:
     if not await matches(grammar, text):
         raise InvalidRequest(
             "the answer came to a place where the JSON schema can't be followed any further",
-            param="response_format",
+            param=grammar.field,
         )
 
 

@@ -55,7 +55,7 @@ def _of(request: AnswerRequest) -> Iterator[tuple[str, Ability]]:
     }
     yield from ((field, "adjust") for field, asked in adjusting.items() if asked)
     if request.grammar is not None:
-        yield "response_format", "grammar"
+        yield request.grammar.field, "grammar"
     if request.prompt_logprobs or not request.limit:
         yield "echo" if request.prompt_logprobs else "max_tokens", "score"
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from server.config import Settings
@@ -22,15 +23,20 @@ from server.core import (
     NudgingConfig,
     PromptPair,
     TokenIds,
+    Tool,
 )
 from server.decoding.alone import Alone
+from server.decoding.calls import Calls
+from server.decoding.parsing import Parser, Plain
 from server.decoding.strategies import Pair, misfits
 from server.decoding.stream import Writer
+from server.decoding.thinking import Thinking
 from server.engines.base import Engine, EngineInfo
 from server.policies import POLICIES, EngineRole, PolicySpec
 from server.serving import needs
 from server.serving.catalog import Catalog, Served
 from server.serving.engines import Engines, Progress, Starter
+from server.text.grammar.calls import CallsAsked
 from server.text.grammar.compiler import GrammarCompiler
 from server.text.prompts import PromptEnd, Prompts
 
@@ -101,6 +107,8 @@ class Registry(Catalog):
                     model.base_prompt,
                     model.chat_template,
                     model.base_stops,
+                    model.tools,
+                    model.reasoning,
                 )
             self.grammars.models = [(info.tokenizer, info.stop_ids) for info in infos.values()]
         except BaseException:
@@ -150,9 +158,57 @@ class Registry(Catalog):
         messages: Sequence[Message],
         kwargs: Mapping[str, Any] | None = None,
         end: PromptEnd = "open",
+        tools: Sequence[Tool] = (),
+        effort: str | None = None,
     ) -> PromptPair:
+        """``effort``: how much the aligned model is to think."""
         self._expect_ready()
-        return self._prompts[served.name].render(messages, kwargs, end)
+        prompts = self._prompts[served.name]
+        if effort is not None:
+            kwargs = prompts.effort(effort) | dict(kwargs or {})
+        pair = prompts.render(messages, kwargs, end, tools, thinks=served.role != "base")
+        return pair
+
+    def calls_asked(
+        self,
+        served: Served,
+        *,
+        demanded: bool,
+        several: bool,
+        thinking: bool,
+        answer: Mapping[str, Any] | None,
+    ) -> CallsAsked:
+        """How an answer that may call tools is to be written. See `CallsAsked`.
+
+        Raises `InvalidRequest` where a call couldn't be told from an ``answer`` by a schema.
+        """
+        self._expect_ready()
+        prompts = self._prompts[served.name]
+        if answer is not None and prompts.format.only_first:
+            raise InvalidRequest(
+                f"'response_format' can't go with 'tools' in the format {prompts.format.name!r}",
+                param="response_format",
+            )
+        thoughts = None if served.role == "base" else prompts.thoughts
+        return CallsAsked(prompts.format, demanded, several, thoughts, thinking, answer)
+
+    def parser(
+        self, served: Served, *, calls: bool, thinks: bool, thinking: bool
+    ) -> Callable[[], Parser]:
+        """Makes what reads an answer to a conversation.
+
+        Args:
+            calls: whether it may call tools. thinks: whether there may be thoughts in it, and
+            thinking: whether it begins in them.
+        """
+        self._expect_ready()
+        prompts = self._prompts[served.name]
+        format, thoughts = prompts.format, prompts.thoughts
+        behind: Callable[[], Parser] = partial(Calls, format) if calls else Plain
+        if thoughts is None or not thinks or served.role == "base":
+            return behind
+        marker = format.marker if calls and not format.only_first else ""
+        return lambda: Thinking(thoughts, behind(), thinking=thinking, marker=marker)
 
     def info(self, served: Served, role: Literal["base", "aligned"]) -> EngineInfo:
         """What the engine of a served model says of itself, its tokenizer among it."""

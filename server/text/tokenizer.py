@@ -28,6 +28,7 @@ import tokenizers
 
 from server.core import ConfigError, Literally, PromptText, TokenIds
 from server.text.vocabulary import (
+    MARKUP,
     TURN_TOKENS,
     byte_table,
     control_tokens,
@@ -81,8 +82,11 @@ class Tokenizer:
             each.no_truncation()
             each.no_padding()
         added = backend.get_added_tokens_decoder()
-        self._markers = {i: token.content for i, token in added.items() if token.special}
+        special = {i: token.content for i, token in added.items() if token.special}
+        self._markers = {i: spelled for i, spelled in special.items() if spelled not in MARKUP}
         self.special_ids = frozenset(self._markers)
+        self._markup = {token.content: i for i, token in added.items() if token.content in MARKUP}
+        self._marked = re.compile("|".join(map(re.escape, self._markup)) or "(?!)")
         self.turn_ids = tuple(i for i, token in added.items() if token.content in TURN_TOKENS)
         self._bytes = byte_table(backend, spec, self.special_ids)
         self.size = len(self._bytes)
@@ -143,6 +147,17 @@ class Tokenizer:
                 ids = [self._byte_ids[byte] for byte in data]
             exact += ids
         return exact
+
+    def encode_marked(self, text: str) -> TokenIds:
+        """As `encode_text`, but what answers are marked up with is read as such, where the
+        vocabulary has a token for it."""
+        ids: TokenIds = []
+        at = 0
+        for found in self._marked.finditer(text):
+            ids += self.encode_text(text[at : found.start()])
+            ids.append(self._markup[found[0]])
+            at = found.end()
+        return ids + self.encode_text(text[at:])
 
     def as_spelled(self, ids: TokenIds, text: str) -> list[bytes]:
         """The bytes of each id of a raw prompt as they stand in its text, to which they join.

@@ -28,6 +28,15 @@ TURN_TOKENS = frozenset(
 )
 """Special tokens at which a base model has come to the end of its turn."""
 
+MARKUP = frozenset(
+    {
+        *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]"),
+        *("<think>", "</think>", "[THINK]", "[/THINK]", "<seed:think>", "</seed:think>"),
+    }
+)
+"""What answers are marked up with (`server.text.tools`, `server.text.thinking`): text in every
+vocabulary, also in one that has a special token for it. Else only its owner could read it."""
+
 
 def control_tokens(backend: tokenizers.Tokenizer) -> set[str]:
     """The spellings that mean something else than their text.

@@ -42,8 +42,51 @@ PREFILL = {
     "top_logprobs": 2,
     "seed": 7,
 }
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "a": {"anyOf": [{"enum": ["x", 1]}, {"$ref": "#/$defs/b"}]},
+        "c": {"type": "array", "items": {"type": "string", "pattern": "^[a-z]+$"}, "minItems": 1},
+    },
+    "required": ["a"],
+    "$defs": {"b": {"type": "integer", "maximum": 9}},
+}
+CALLED = {"name": "f", "arguments": '{"a": [1, {"b": null}]}'}
+TOOLS = {
+    "model": "fox",
+    "messages": [
+        *ASK,
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning": "Hm.",
+            "tool_calls": [{"id": "1", "type": "function", "function": CALLED}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "x"},
+    ],
+    "max_tokens": 2,
+    "tools": [
+        {"type": "function", "function": {"name": "f", "parameters": SCHEMA, "strict": False}},
+        {"type": "function", "function": {"name": "g", "description": "x"}},
+    ],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "parallel_tool_calls": False,
+    "reasoning_effort": "none",
+}
+OLDER = {
+    "model": "cross",
+    "messages": [
+        *ASK,
+        {"role": "assistant", "content": "x", "function_call": CALLED},
+        {"role": "function", "name": "f", "content": "x"},
+    ],
+    "max_tokens": 2,
+    "functions": [{"name": "f", "parameters": SCHEMA}],
+    "function_call": "auto",
+    "include_reasoning": False,
+}
 GOOD: dict[str, list[Json]] = {
-    "/v1/chat/completions": [CHAT, PREFILL],
+    "/v1/chat/completions": [CHAT, PREFILL, TOOLS, OLDER],
     "/v1/completions": [
         {"model": "fox:base", "prompt": [5, 6], "max_tokens": 2, "logprobs": 1, "top_k": 3},
         {"model": "fox", "prompt": ["a", "b"], "max_tokens": 2, "echo": True, "n": 1},
@@ -92,7 +135,7 @@ GOOD: dict[str, list[Json]] = {
 }
 FIELDS = sorted(
     {field for bodies in GOOD.values() for body in bodies for field in body}
-    | {"tools", "tool_choice", "top_p", "min_p", "best_of", "min_tokens", "ignore_eos", "suffix"}
+    | {"top_p", "min_p", "best_of", "min_tokens", "ignore_eos", "suffix"}
     | {"frequency_penalty", "repetition_penalty", "stop_token_ids", "chat_template", "echo"}
 )
 KWARGS = ("documents", "tools", "bos_token", "messages", "self", "padding", "return_dict")

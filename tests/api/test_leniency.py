@@ -133,12 +133,15 @@ def test_up_to_16_stops_are_taken(scripted: Server):
 # -- messages -------------------------------------------------------------------------------------
 
 
+CALLED = {"name": "f", "arguments": "{}"}
+
+
 @pytest.mark.parametrize(
     "message",
     [
         {"role": "assistant", "content": None, "refusal": "I can't help with that."},
         {"role": "assistant", "content": None},
-        {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {}}]},
+        {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": CALLED}]},
         {"role": "assistant", "content": ""},
     ],
 )

@@ -167,7 +167,7 @@ def test_special_tokens_are_spelled_out(scripted: Server) -> None:
         ("/tokenize", {"messages": [{"role": "robot", "content": ""}]}, "messages.0.role"),
         ("/tokenize", {"messages": [ASK], "prompt": "x"}, "prompt"),
         ("/tokenize", {"messages": [ASK], "add_special_tokens": False}, "add_special_tokens"),
-        ("/tokenize", {"messages": [ASK], "tools": [{}]}, "tools"),
+        ("/tokenize", {"messages": [ASK], "tools": [{}]}, "tools.0.type"),
         ("/tokenize", {"messages": [ASK], "chat_template": "x"}, "chat_template"),
         (
             "/tokenize",

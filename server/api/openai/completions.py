@@ -121,9 +121,13 @@ class CompletionRenderer(Renderer):
         self._offsets[index, False] = TextOffsets(len(echo))
 
     def _delta(self, index: int, delta: Json, scored: Sequence[ScoredToken]) -> Json:
-        return self._choice(index, delta.get("content", ""), scored)
+        return self._said(index, delta.get("content", ""), scored)
 
-    def _choice(self, index: int, text: str, scored: Sequence[ScoredToken]) -> Json:
+    def _choice(self, index: int, answer: Written, scored: Sequence[ScoredToken]) -> Json:
+        text = "".join(part.piece.text for part in answer.parts)
+        return self._said(index, answer.echo + text, scored)
+
+    def _said(self, index: int, text: str, scored: Sequence[ScoredToken]) -> Json:
         return {
             "index": index,
             "text": text,

@@ -19,7 +19,6 @@ from pydantic import (
     model_validator,
 )
 
-from server.api.ask import Tools
 from server.api.fields import (
     MAX_ITEMS,
     ModelName,
@@ -31,8 +30,11 @@ from server.api.fields import (
     refuse,
     refused,
 )
-from server.core import Message, Tool
+from server.api.openai.tools import Called, CalledFunction, Offer
+from server.core import Message, ToolCall
 from server.text.prompts import PromptEnd
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 MAX_TOKENS = 2**18
 """That are spelled out at once."""
@@ -45,12 +47,20 @@ class TextPart(Strict):
 
 class ChatMessage(Strict):
     """``content`` may be null in an assistant's message alone: a refusal, or one that called a
-    tool instead of saying something."""
+    tool instead of saying something.
 
-    role: Literal["system", "developer", "user", "assistant"]
+    reasoning, reasoning_content: two names of the same.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Some[TextPart] | None = Field(None, validate_default=True)
     refusal: str | None = None
     name: str | None = None
+    tool_calls: Some[Called] | None = None
+    function_call: CalledFunction | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
 
     @field_validator("content")
     @classmethod
@@ -67,25 +77,48 @@ class ChatMessage(Strict):
             return self.content
         return "\n".join(part.text for part in self.content)
 
-    def message(self) -> Message:
-        # OpenAI: `developer` is the newer name of `system`.
-        return Message("system" if self.role == "developer" else self.role, self.text)
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> ChatMessage:
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("a message of role 'tool' needs tool_call_id")
+        if self.role == "function" and self.name is None:
+            raise ValueError("a message of role 'function' needs name")
+        if self.role != "assistant" and (self.tool_calls or self.function_call):
+            raise ValueError(f"a message of role {self.role!r} calls no tools")
+        return self
+
+    def message(self, number: int, called: dict[str, str]) -> Message:
+        """``number``: of the message. ``called``: the ids of calls in the older shape, which has
+        none, by their function's name."""
+        match self.role:
+            case "developer":  # OpenAI: the newer name of `system`
+                return Message("system", self.text)
+            case "tool":
+                return Message("tool", self.text, call_id=self.tool_call_id)
+            case "function":
+                return Message("tool", self.text, call_id=called.get(self.name or ""))
+            case "assistant":
+                calls = tuple(each.call for each in self.tool_calls or ())
+                if (old := self.function_call) is not None:
+                    called[old.name] = f"call_{number}"
+                    calls += (ToolCall(called[old.name], old.name, old.arguments),)
+                thought = self.reasoning or self.reasoning_content or ""
+                return Message("assistant", self.text, calls, reasoning=thought)
+        return Message(self.role, self.text)
 
 
-class Conversation(Strict):
+class Conversation(Offer):
     """Messages, and how the prompts made of them end.
 
     add_generation_prompt: whether the assistant's next turn begins; unset: yes.
     continue_final_message: whether the answer goes on with the last message, an assistant's.
-    tools: no model is told of them; whether that is an error is for the served model to say.
     """
 
     messages: Annotated[Some[ChatMessage], Field(min_length=1)]
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=1024)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    tools: Some[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    reasoning_effort: Effort | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -126,18 +159,13 @@ class Conversation(Strict):
                 raise refused(name, f"{name!r} and 'add_generation_prompt' can't both be true")
             if self.messages[-1].role != "assistant":
                 raise refused(name, f"{name!r} needs a last message of role 'assistant'")
+            if self.messages[-1].tool_calls or self.messages[-1].function_call:
+                raise refused(name, f"{name!r}: a message that calls tools can't be continued")
         return self
 
-    @property
-    def tools_asked(self) -> Tools | None:
-        if not self.tools or self.tool_choice == "none":
-            return None
-        functions = [each.get("function") for each in self.tools]
-        names = [str(each.get("name")) for each in functions if isinstance(each, dict)]
-        return Tools([*map(Tool, names)], demanded=self.tool_choice not in (None, "auto"))
-
     def conversation(self) -> list[Message]:
-        return [message.message() for message in self.messages]
+        called: dict[str, str] = {}
+        return [each.message(number, called) for number, each in enumerate(self.messages)]
 
     @property
     def prompt_end(self) -> PromptEnd:

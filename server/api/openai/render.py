@@ -53,15 +53,17 @@ class Renderer(ABC):
         self.trace = trace
         self.include_usage = include_usage
         self.top = top
+        self._reasoning_tokens = 0
 
     @classmethod
     def of(cls, request: Generation) -> Self:
-        return cls(
-            request.model,
-            trace=request.trace,
-            include_usage=request.include_usage,
-            top=request.top,
-        )
+        return cls(request.model, **cls.options(request))
+
+    @classmethod
+    def options(cls, request: Any) -> Json:
+        """What a request says of how it is answered."""
+        names = ("trace", "include_usage", "top")
+        return {name: getattr(request, name) for name in names}
 
     # -- a stream ----------------------------------------------------------------------------
 
@@ -87,17 +89,18 @@ class Renderer(ABC):
     def chunks(self, index: int, event: Part | Finished, usage: Usage | None) -> Iterator[Json]:
         """The stream's chunks for one part, or the end: one, or none."""
         if isinstance(event, Finished):
+            self._reasoning_tokens += event.reasoning_tokens
             choice = self._delta(index, {}, ())
-            choice["finish_reason"] = event.finish_reason
+            choice["finish_reason"] = self._ended(event)
             if self.trace:
                 choice["nudging"] = {"pieces": [], **extension.outcome(event)}
             yield self._chunk([choice], usage)
             return
-        text = event.piece.text
+        delta = self._shown(event)
         scored = self._reported([event])
         traced = self._traced([event])
-        if text or scored or traced:
-            choice = self._delta(index, {"content": text}, scored)
+        if delta or scored or traced:
+            choice = self._delta(index, delta or {"content": ""}, scored)
             if traced:
                 choice["nudging"] = {"pieces": traced}
             yield self._chunk([choice], usage)
@@ -106,12 +109,13 @@ class Renderer(ABC):
 
     def whole(self, answers: Sequence[Written], usage: Usage) -> Json:
         choices = [self.choice(index, answer) for index, answer in enumerate(answers)]
-        return self._envelope(self.object) | {"choices": choices, "usage": shown_usage(usage)}
+        tokens = sum(answer.finished.reasoning_tokens for answer in answers)
+        shown = shown_usage(usage, tokens)
+        return self._envelope(self.object) | {"choices": choices, "usage": shown}
 
     def choice(self, index: int, answer: Written) -> Json:
-        text = "".join(part.piece.text for part in answer.parts)
-        choice = self._choice(index, answer.echo + text, self._reported(answer.parts))
-        choice["finish_reason"] = answer.finished.finish_reason
+        choice = self._choice(index, answer, self._reported(answer.parts))
+        choice["finish_reason"] = self._ended(answer.finished)
         if self.trace:
             outcome = extension.outcome(answer.finished)
             choice["nudging"] = outcome | {"pieces": self._traced(answer.parts)}
@@ -122,7 +126,7 @@ class Renderer(ABC):
     def _chunk(self, choices: list[Json], usage: Usage | None) -> Json:
         chunk = self._envelope(self.chunk_object) | {"choices": choices}
         if usage is not None:
-            chunk["usage"] = shown_usage(usage)
+            chunk["usage"] = shown_usage(usage, self._reasoning_tokens)
         elif self.include_usage:
             chunk["usage"] = None
         return chunk
@@ -136,6 +140,13 @@ class Renderer(ABC):
             "system_fingerprint": FINGERPRINT,
         }
 
+    def _shown(self, part: Part) -> Json | None:
+        """A part in a stream's delta; None where there is nothing to show."""
+        return {"content": part.piece.text} if part.piece.text else None
+
+    def _ended(self, finished: Finished) -> str:
+        return finished.finish_reason
+
     def _reported(self, parts: Iterable[Part]) -> list[ScoredToken]:
         tokens = (token for part in parts for token in part.piece.scored)
         return [token for token in tokens if token.place in self.places]
@@ -147,16 +158,19 @@ class Renderer(ABC):
     def _delta(self, index: int, delta: Json, scored: Sequence[ScoredToken]) -> Json: ...
 
     @abstractmethod
-    def _choice(self, index: int, text: str, scored: Sequence[ScoredToken]) -> Json: ...
+    def _choice(self, index: int, answer: Written, scored: Sequence[ScoredToken]) -> Json: ...
 
 
-def shown_usage(counts: Usage) -> Json:
-    """OpenAI's ``usage``, with ``nudging`` where both models took part."""
+def shown_usage(counts: Usage, reasoning_tokens: int = 0) -> Json:
+    """OpenAI's ``usage``, with ``nudging`` where both models took part, and details where one
+    has thought."""
     shown: Json = {
         "prompt_tokens": counts.prompt_tokens,
         "completion_tokens": counts.completion_tokens,
         "total_tokens": counts.prompt_tokens + counts.completion_tokens,
     }
+    if reasoning_tokens:
+        shown["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
     nudging = extension.usage(counts)
     return shown if nudging is None else shown | {"nudging": nudging}
 

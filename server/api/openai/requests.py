@@ -51,8 +51,6 @@ class StreamOptions(Strict):
 
 # What isn't served and would change the answer: the values that ask for nothing.
 _NOT_SERVED: dict[str, Neutral] = {
-    "functions": empty,
-    "function_call": only("none"),
     "modalities": only(["text"]),
     "audio": empty,
     "suffix": empty,
@@ -62,6 +60,7 @@ _NOT_SERVED: dict[str, Neutral] = {
     "guided_choice": empty,
     "guided_grammar": empty,
     "structured_outputs": empty,
+    "thinking_token_budget": empty,
     "bad_words": empty,
     "allowed_token_ids": empty,
     "use_beam_search": empty,

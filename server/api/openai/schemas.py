@@ -15,10 +15,15 @@ from server.api.openapi import sometimes
 from server.core import FinishReason
 
 
+class CompletionDetails(BaseModel):
+    reasoning_tokens: int
+
+
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: CompletionDetails = sometimes("Where a model has thought.")
     nudging: NudgingUsage = sometimes("Where both models took part.")
 
 
@@ -37,10 +42,25 @@ class ChatLogprobs(BaseModel):
     refusal: None
 
 
+class FunctionCalled(BaseModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: Literal["function"]
+    function: FunctionCalled
+
+
 class AssistantMessage(BaseModel):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning: str = sometimes("What a model thought before it answered.")
+    reasoning_content: str = sometimes("The same, by its older name.")
+    tool_calls: list[ToolCall] = sometimes("What it calls.")
+    function_call: FunctionCalled = sometimes("The same, where the request has `functions`.")
 
 
 class _Envelope(BaseModel):
@@ -50,11 +70,14 @@ class _Envelope(BaseModel):
     system_fingerprint: str
 
 
+ChatFinishReason = FinishReason | Literal["function_call"]
+
+
 class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     nudging: Trace = sometimes("Where the request asked for it.")
 
 
@@ -64,16 +87,32 @@ class ChatCompletion(_Envelope):
     usage: Usage
 
 
+class FunctionDelta(BaseModel):
+    name: str = sometimes()
+    arguments: str
+
+
+class ToolCallDelta(BaseModel):
+    index: int
+    id: str = sometimes("In a call's first delta, as are its type and its name.")
+    type: Literal["function"] = sometimes()
+    function: FunctionDelta
+
+
 class Delta(BaseModel):
     role: Literal["assistant"] = sometimes()
     content: str = sometimes()
+    reasoning: str = sometimes("More of what a model thinks before it answers.")
+    reasoning_content: str = sometimes("The same, by its older name.")
+    tool_calls: list[ToolCallDelta] = sometimes("More of a call.")
+    function_call: FunctionDelta = sometimes("The same, where the request has `functions`.")
 
 
 class ChatChunkChoice(BaseModel):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     nudging: Trace = sometimes("Where the request asked for it.")
 
 

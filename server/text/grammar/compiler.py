@@ -16,9 +16,11 @@ import socket
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from server.core import Grammar, InvalidRequest
+from server.core import Grammar, InvalidRequest, Tool
+from server.text.grammar.calls import ANY_OBJECT, CallsAsked, arguments, source
 from server.text.tokenizer import Tokenizer
 
 log = logging.getLogger("nudge")
@@ -35,7 +37,7 @@ WAIT_S = 60.0
 KEPT_BYTES = 64 * 2**20
 """Of grammars that are remembered, by the schema that they were made of."""
 
-_Key = tuple[bytes, str]
+_Key = bytes
 
 
 class GrammarCompiler:
@@ -77,10 +79,69 @@ class GrammarCompiler:
             InvalidRequest: it is no schema, or it can't be followed exactly, or it takes too much
                 time or memory, or what was begun doesn't match it.
         """
-        data = json.dumps({"schema": schema, "begun": begun}).encode()
+        return await self._made({"schema": schema, "begun": begun})
+
+    async def calls(self, asked: CallsAsked, tools: Sequence[Tool], begun: str = "") -> Grammar:
+        """Answers that may, or must, call tools. Where a schema can't be followed exactly, its
+        tool's arguments are any object, unless it is to be followed strictly.
+
+        Args:
+            tools: that may be called now, at least one.
+            begun: see `compile`.
+
+        Raises:
+            InvalidRequest: as `compile` does, and for a strict tool.
+        """
+        format = asked.format
+        if asked.answer is not None:
+            told = _prepared(await self.compile(dict(asked.answer)))
+            asked = replace(asked, answer=told)
+        if format.marker in begun:
+            raise InvalidRequest(
+                "a message that begins a call can't be continued", param="continue_final_message"
+            )
+        exact = [await self._arguments(tool) for tool in tools]
+        for schemas in (exact, [(tool, await self._loosely(tool)) for tool in tools]):
+            job = {
+                "lark": source(asked, [(tool.name, schema) for tool, schema in schemas]),
+                "opening": format.opening if asked.thoughts is None or asked.free else "",
+                "opens": format.marker if asked.free else "",
+                "begun": begun,
+            }
+            try:
+                made = await self._made(job)
+            except InvalidRequest as error:
+                refusal = InvalidRequest(
+                    f"the tools can't be offered together: {error}", param="tools"
+                )
+            else:
+                return replace(made, only_first=format.only_first, field="tools")
+        raise refusal
+
+    async def _arguments(self, tool: Tool) -> tuple[Tool, dict[str, Any]]:
+        """The schema of a tool's arguments, as it is to be followed."""
+        job = {"schema": arguments(tool.parameters), "begun": "", "part": True}
+        try:
+            return tool, _prepared(await self._made(job))
+        except InvalidRequest as error:
+            if tool.strict:
+                raise InvalidRequest(
+                    f"the parameters of the tool {tool.name[:60]!r}, which is strict: {error}",
+                    param="tools",
+                ) from None
+            return tool, await self._loosely(tool)
+
+    async def _loosely(self, tool: Tool) -> dict[str, Any]:
+        """That of any object, but for a tool that is strict."""
+        if tool.strict:
+            return (await self._arguments(tool))[1]
+        return _prepared(await self._made({"schema": ANY_OBJECT, "begun": "", "part": True}))
+
+    async def _made(self, job: dict[str, Any]) -> Grammar:
+        data = json.dumps(job).encode()
         if len(data) > MOST_BYTES:
             raise _refusal(f"it has more than {MOST_BYTES} bytes")
-        key = hashlib.sha256(data).digest(), begun
+        key = hashlib.sha256(data).digest()
         if key in self._known:
             self._known.move_to_end(key)
             return _grammar(self._known[key])
@@ -107,7 +168,7 @@ class GrammarCompiler:
         elif "problem" in result:
             found = str(result["problem"])
         else:
-            found = Grammar(result["source"], result["begun"])
+            found = Grammar(result["source"], result["begun"], result["opens"])
         self._known[key] = found
         self._known_bytes += _size(found)
         while self._known_bytes > KEPT_BYTES:
@@ -183,6 +244,12 @@ def _grammar(found: Grammar | str) -> Grammar:
     if isinstance(found, str):
         raise _refusal(found)
     return found
+
+
+def _prepared(made: Grammar) -> dict[str, Any]:
+    """The schema of a grammar that was made of one, as llguidance is to read it."""
+    schema: dict[str, Any] = json.loads(made.source)["grammars"][0]["json_schema"]
+    return schema
 
 
 def _refusal(why: str) -> InvalidRequest:

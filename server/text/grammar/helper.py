@@ -23,7 +23,7 @@ from typing import Any
 from server.core import Grammar
 from server.text.grammar.follow import Vocabulary
 from server.text.grammar.schema import Refused
-from server.text.grammar.vetting import bytes_alone, matches, vet
+from server.text.grammar.vetting import bytes_alone, matches, vet, vet_lark
 
 CPU_S = 3
 """Of a child; then the kernel kills it."""
@@ -74,12 +74,17 @@ def _result(job: dict[str, Any], vocabularies: list[Vocabulary]) -> dict[str, An
     if "text" in job:
         return {"matches": matches(Grammar(job["source"]), job["text"])}
     try:
-        grammar = vet(job["schema"], job["begun"], vocabularies)
+        if "lark" in job:
+            begun, opens = job["begun"], job["opens"]
+            grammar = vet_lark(job["lark"], job["opening"], opens, begun, vocabularies)
+        else:
+            tried = [] if job.get("part") else vocabularies
+            grammar = vet(job["schema"], job["begun"], tried)
     except Refused as refusal:
         return {"problem": str(refusal)}
     except (MemoryError, RecursionError):
         return {"problem": "it is too large"}
-    return {"source": grammar.source, "begun": grammar.begun}
+    return {"source": grammar.source, "begun": grammar.begun, "opens": grammar.opens}
 
 
 def _vocabulary(table: list[bytes], stop_ids: tuple[int, ...]) -> Vocabulary:

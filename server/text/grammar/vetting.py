@@ -67,6 +67,32 @@ def vet(schema: dict[str, Any], begun: str, vocabularies: Sequence[Vocabulary]) 
         Refused: it can't be followed exactly, leads nowhere, or takes too much.
     """
     grammar = compile_schema(schema, begun)
+    _try(grammar, vocabularies)
+    return grammar
+
+
+def vet_lark(
+    source: str, opening: str, opens: str, begun: str, vocabularies: Sequence[Vocabulary]
+) -> Grammar:
+    """The grammar of an answer that may, or must, call tools (`server.text.grammar.calls`).
+
+    Args:
+        opening: behind which a call's name stands.
+        opens, begun: see `Grammar`.
+
+    Raises:
+        Refused: it takes too much, or what was begun doesn't match it.
+    """
+    try:
+        grammar = Grammar(LLMatcher.grammar_from_lark(source), begun, opens)
+    except (ValueError, RecursionError) as error:
+        raise Refused(_brief(str(error))) from None
+    _try(grammar, vocabularies, opening)
+    return grammar
+
+
+def _try(grammar: Grammar, vocabularies: Sequence[Vocabulary], opening: str = "") -> None:
+    """Compile it, and take its first steps, behind ``opening``. Raises `Refused`."""
     for vocabulary in (bytes_alone(), *vocabularies):
         began = time.process_time()
         follower = Follower(grammar, vocabulary)
@@ -79,10 +105,9 @@ def vet(schema: dict[str, Any], begun: str, vocabularies: Sequence[Vocabulary]) 
         if follower.lost:
             raise Refused(_brief(follower.problem))
         ends = time.process_time() + WALKS_S
-        walks = _Walks(follower, vocabulary)
+        walks = _Walks(follower, vocabulary, opening)
         for number in range(_Walks.NUMBER):
             walks.walk(number, ends)
-    return grammar
 
 
 def matches(grammar: Grammar, text: str) -> bool:
@@ -109,8 +134,9 @@ class _Walks:
     TOKENS = 96
     HURRIES = (b'"}]0', b'{["1')
 
-    def __init__(self, follower: Follower, vocabulary: Vocabulary) -> None:
+    def __init__(self, follower: Follower, vocabulary: Vocabulary, behind: str) -> None:
         self._follower = follower
+        self._behind = vocabulary.encode(behind)
         self._table = vocabulary.table
         self._text = np.array([bool(data) for data in vocabulary.table])
         single = {data: token for token, data in enumerate(vocabulary.table) if len(data) == 1}
@@ -124,7 +150,7 @@ class _Walks:
         time."""
         draws = random.Random(number)
         hurry = self._hurries[number] if number < len(self._hurries) else []
-        written: list[int] = []
+        written = self._behind.copy()
         for _ in range(self.TOKENS):
             began = time.process_time()
             if began > ends:

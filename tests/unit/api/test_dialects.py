@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import httpx
@@ -22,7 +21,7 @@ from server.api.errors import ApiError
 from server.api.openai.chat import ChatRequest
 from server.api.openai.completions import CompletionRequest
 from server.api.openapi import responses
-from server.api.respond import AT_ONCE, Answers
+from server.api.respond import AT_ONCE
 from server.api.store import Shelf
 from server.core import (
     AnswerRequest,
@@ -214,7 +213,7 @@ class Loud:
 async def test_whoever_shows_an_answer_gets_what_its_parser_gives(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, stream: bool
 ):
-    monkeypatch.setattr(routes, "Answers", partial(Answers, parser=Loud))
+    monkeypatch.setattr(routes, "_parser", lambda *_: Loud)
     body = {"model": "fox", "n": 2, "stream": stream, "temperature": 0}
     body["messages"] = [{"role": "user", "content": "Hi"}]
     response = await client.post("/v1/chat/completions", json=body)
