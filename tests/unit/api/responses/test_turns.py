@@ -83,8 +83,8 @@ def test_systems_at_the_beginning_are_one_and_later_ones_stay():
 
 def test_a_turn_of_many_calls_takes_no_longer_than_they_do():
     turns = Turns()
-    began = time.perf_counter()
-    for number in range(20_000):
+    began = time.process_time()
+    for number in range(60_000):
         turns.called(ToolCall(str(number), "look", "{}"))
-    assert len(turns.messages[0].calls) == 20_000
-    assert time.perf_counter() - began < 1
+    assert len(turns.messages[0].calls) == 60_000
+    assert time.process_time() - began < 2
