@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from server.core import (
@@ -43,6 +44,11 @@ class Tools:
     demanded: bool = False
     parallel: bool = True
 
+    @cached_property
+    def size(self) -> int:
+        """Of all that is told of them, about, in bytes of text."""
+        return sum(len(tool.description) + len(repr(tool.parameters)) for tool in self.offered)
+
     @property
     def may_be_called(self) -> list[Tool]:
         """Now."""
@@ -52,9 +58,6 @@ class Tools:
 
 MESSAGE_BYTES = 64
 """What a message costs beside its text, in bytes of text."""
-
-TOOL_BYTES = 512
-"""About what a tool costs, in bytes of text."""
 
 _SAMPLING = frozenset(each.name for each in fields(SamplingParams))
 
@@ -95,7 +98,7 @@ class Chat:
     @property
     def work(self) -> int:
         """How much there is to render and tokenize, as if it were bytes of text."""
-        told = 0 if self.tools is None else len(self.tools.offered) * TOOL_BYTES
+        told = 0 if self.tools is None else self.tools.size
         return sum(self.sizes()) + told + MESSAGE_BYTES * len(self.messages)
 
 

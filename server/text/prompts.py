@@ -139,13 +139,19 @@ class Prompts:
         told = self._sources["the base model's prompt"]
         self._base_asks_for_tools = bool(re.search(r"\btools\b", told))
         self._base_knows_results = bool(re.search(r"""['"]tool['"]""", told))
-        self._headers = tuple(dict.fromkeys((*self._turn_headers(), *base_stops)))
+        self._headers = tuple(dict.fromkeys((*self._turn_headers("user"), *base_stops)))
+        with_results = (*self._headers, *self._turn_headers("tool"))
+        self._headers_with_tools = tuple(dict.fromkeys(with_results))
 
-    def _turn_headers(self) -> Iterator[str]:
+    def _turn_headers(self, following: Literal["user", "tool"]) -> Iterator[str]:
         """What stands between two turns of the base model's prompt, in front of a turn's text: its
-        first line. That of a line's beginning begins with a line break."""
+        first line. That of a line's beginning begins with a line break.
+
+        Args:
+            following: whose turn comes behind the assistant's.
+        """
         marks = [*map(mark, range(3))]
-        roles: list[Literal["user", "assistant"]] = ["user", "assistant", "user"]
+        roles: list[Literal["user", "assistant", "tool"]] = ["user", "assistant", following]
         turns = [Message(*turn) for turn in zip(roles, marks, strict=True)]
         try:
             texts = between(self._render_base(turns, True))[2::2]
@@ -210,7 +216,7 @@ class Prompts:
                 lambda guarded, told, opened: self._render_base(guarded, opened, told, begins),
             ),
             aligned=aligned,
-            headers=self._headers,
+            headers=self._headers_with_tools if tools else self._headers,
             thinking=bool(begins),
         )
 

@@ -55,10 +55,10 @@ class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Some[TextPart] | None = Field(None, validate_default=True)
     refusal: str | None = None
-    name: str | None = None
+    name: str | None = Field(None, validate_default=True)
     tool_calls: Some[Called] | None = None
     function_call: CalledFunction | None = None
-    tool_call_id: str | None = None
+    tool_call_id: str | None = Field(None, validate_default=True)
     reasoning: str | None = None
     reasoning_content: str | None = None
 
@@ -77,15 +77,22 @@ class ChatMessage(Strict):
             return self.content
         return "\n".join(part.text for part in self.content)
 
-    @model_validator(mode="after")
-    def _fits_its_role(self) -> ChatMessage:
-        if self.role == "tool" and self.tool_call_id is None:
-            raise ValueError("a message of role 'tool' needs tool_call_id")
-        if self.role == "function" and self.name is None:
-            raise ValueError("a message of role 'function' needs name")
-        if self.role != "assistant" and (self.tool_calls or self.function_call):
-            raise ValueError(f"a message of role {self.role!r} calls no tools")
-        return self
+    @field_validator("name", "tool_call_id")
+    @classmethod
+    def _says_what_it_answers(cls, value: str | None, info: ValidationInfo) -> str | None:
+        needed = {"tool": "tool_call_id", "function": "name"}
+        role = info.data.get("role")
+        if value is None and needed.get(str(role)) == info.field_name:
+            raise ValueError(f"a message of role {role!r} needs it")
+        return value
+
+    @field_validator("tool_calls", "function_call")
+    @classmethod
+    def _assistants_call(cls, called: Any, info: ValidationInfo) -> Any:
+        role = info.data.get("role")
+        if called and role not in ("assistant", None):
+            raise ValueError(f"a message of role {role!r} calls no tools")
+        return called
 
     def message(self, number: int, called: dict[str, str]) -> Message:
         """``number``: of the message. ``called``: the ids of calls in the older shape, which has

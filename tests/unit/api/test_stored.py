@@ -95,6 +95,28 @@ def test_a_base_model_may_have_given_way_though_it_was_sure():
     )
 
 
+def test_a_call_is_stored_as_the_pieces_that_it_has():
+    settings = StoredTrace.model_validate(TRACE).nudging
+    assert settings is not None
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    pieces = [
+        {"text": "f", "speaker": "aligned", "top_prob": 0.9},
+        {"text": "{}", "speaker": "base", "top_prob": 0.1},  # the grammar's p1 was higher
+    ]
+    choice = {
+        "message": {"role": "assistant", "content": None, "tool_calls": [call]},
+        "finish_reason": "tool_calls",
+        "nudging": {"pieces": pieces, "stop_reason": "aligned_end", "rounds": 1},
+    }
+    response = {"created": 1, "system_fingerprint": "x", "usage": TRACE["usage"]}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    request = TRACE["request"] | {"tools": tools}
+    trace = StoredTrace.of(request, settings, response | {"choices": [choice]})
+    assert trace.answer.text == "f{}"
+    assert trace.answer.finish_reason == "tool_calls"
+    assert not trace.exact
+
+
 def test_keys_of_a_later_server_are_passed_over():
     StoredTrace.model_validate(changed(lambda trace: trace["answer"].update(later=1)))
 

@@ -166,6 +166,23 @@ async def test_several_calls_or_one_alone(client: httpx.AsyncClient):
     assert called(choice["message"]) == [("lookup", ARGUMENTS)]
 
 
+async def test_an_answer_goes_on_and_then_calls(client: httpx.AsyncClient):
+    begun = {"role": "assistant", "content": "I'll "}
+    more = {"messages": [*ASK, begun], "continue_final_message": True}
+    (choice,) = (await ask(client, "said:aligned", **more))["choices"]
+    assert called(choice["message"]) == [("lookup", ARGUMENTS)]
+    begun["content"] += "<tool_call>"
+    body = {"model": "said", "tools": TOOLS} | more
+    response = await client.post("/v1/chat/completions", json=body)
+    assert response.json()["error"]["param"] == "continue_final_message"
+
+
+async def test_several_answers_have_calls_of_their_own(client: httpx.AsyncClient):
+    one, other = (await ask(client, "call", n=2))["choices"]
+    assert called(one["message"]) == called(other["message"])
+    assert one["message"]["tool_calls"][0]["id"] != other["message"]["tool_calls"][0]["id"]
+
+
 async def test_who_calls_nothing_is_answered_as_ever(client: httpx.AsyncClient):
     offered, plain = await ask(client, "talks"), await ask(client, "talks", tools=None)
     assert offered["choices"] == plain["choices"]
@@ -281,6 +298,7 @@ async def test_who_thinks_may_call(client: httpx.AsyncClient, model: str, wanted
 
 # -- refusals --------------------------------------------------------------------------------------
 
+CALLED = {"name": "f", "arguments": "{}"}
 BAD = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}}
 
 
@@ -303,7 +321,21 @@ def function(**more: Any) -> list[Json]:
         ({"functions": [LOOKUP]}, "functions", "newer"),
         ({"nudging": {"policy": "reference"}}, "tools", "no effect"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "doesn't reason"),
-        ({"messages": [*ASK, {"role": "tool", "content": "x"}]}, "messages.1", "tool_call_id"),
+        (
+            {"messages": [*ASK, {"role": "tool", "content": "x"}]},
+            "messages.1.tool_call_id",
+            "'tool' needs it",
+        ),
+        (
+            {"messages": [*ASK, {"role": "function", "content": "x"}]},
+            "messages.1.name",
+            "'function' needs it",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "function_call": CALLED}]},
+            "messages.0.function_call",
+            "calls no tools",
+        ),
     ],
 )
 async def test_what_can_not_be_is_named(

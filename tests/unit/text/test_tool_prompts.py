@@ -115,6 +115,12 @@ def _normal(*calls: ToolCall) -> list[ToolCall]:
     return [ToolCall(each.id, each.name, json.dumps(json.loads(each.arguments))) for each in calls]
 
 
+def test_a_result_that_the_base_model_makes_up_is_its_end(prompts: Make) -> None:
+    plain, told = (prompts(HERMES).render([ASK], tools=each).headers for each in ([], [NOW]))
+    assert "\nResult:" not in plain
+    assert told == (*plain, "\nResult:")
+
+
 def test_without_tools_nothing_is_told(prompts: Make) -> None:
     for template in (HERMES, CHATML):
         pair = prompts(template).render([ASK])
