@@ -178,6 +178,28 @@ GOOD: dict[str, list[Json]] = {
             "reasoning": {"effort": None, "summary": "auto"},
             "store": False,
         },
+        {
+            "model": "fox",
+            "input": "Hi",
+            "max_output_tokens": 2,
+            "tools": [
+                {
+                    "type": "function",
+                    "name": "look",
+                    "description": "Look.",
+                    "parameters": {"type": "object", "properties": {"at": {"type": "string"}}},
+                    "strict": True,
+                }
+            ],
+            "tool_choice": {
+                "type": "allowed_tools",
+                "mode": "required",
+                "tools": [{"type": "function", "name": "look"}],
+            },
+            "parallel_tool_calls": False,
+            "reasoning": {"effort": "none"},
+            "stream": True,
+        },
     ],
 }
 FIELDS = sorted(

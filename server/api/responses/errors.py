@@ -15,6 +15,7 @@ _NAMES = {
     "messages": "input",
     "response_format": "text.format",
     "logprobs": "include",
+    "reasoning_effort": "reasoning.effort",
 }
 
 

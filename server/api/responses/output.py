@@ -230,7 +230,7 @@ class Output:
 
     def end(self, finished: Finished) -> Iterator[Json]:
         """Those of the end. An answer that is nothing at all is an empty message."""
-        self._cut = finished.finish_reason == "length"
+        self._cut = finished.was_cut
         if not self._items:
             yield from self._add(_Message(*self._arguments))
         yield from self._items[-1].ends("incomplete" if self._cut else "completed")

@@ -131,7 +131,7 @@ class ResponseReply:
     def _done(self, usage: Usage) -> Json:
         """The response, which is kept now."""
         assert self._finished is not None
-        cut = self._finished.finish_reason == "length"
+        cut = self._finished.was_cut
         response = self._shown("incomplete" if cut else "completed")
         response["output"] = self._output.shown
         response["usage"] = _usage(usage, self._finished.reasoning_tokens)

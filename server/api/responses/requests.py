@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from server.api.ask import Ask, Chat
+from server.api.ask import Ask, Chat, Tools
 from server.api.fields import Neutral, Strict, Whole, empty, only, refuse, refused
 from server.api.openai.fields import MAX_TOP_LOGPROBS
+from server.api.openai.messages import Effort
 from server.api.openai.requests import Generation, StreamOptions
 from server.api.responses.formats import TextOptions
 from server.api.responses.items import Input, Item, ReferenceItem
@@ -70,7 +71,7 @@ def _leave_out(schema: dict[str, Any]) -> None:
 class ReasoningOptions(Strict):
     """``summary``: nobody summarizes here; the reasoning itself is in the answer."""
 
-    effort: Literal["none"] | None = None
+    effort: Effort | None = None
     summary: Literal["auto"] | None = None
     generate_summary: Literal["auto"] | None = None
 
@@ -131,10 +132,19 @@ class ResponseRequest(Generation):
         return metadata
 
     @model_validator(mode="after")
+    def _tools_fit(self) -> ResponseRequest:
+        _ = self.tools_asked
+        return self
+
+    @model_validator(mode="after")
     def _logprobs_asked(self) -> ResponseRequest:
         if self.top_logprobs and self.top is None:
             raise refused("top_logprobs", f"'top_logprobs' needs {LOGPROBS!r} in 'include'")
         return self
+
+    @property
+    def tools_asked(self) -> Tools | None:
+        return tools_asked(self.tools, self.tool_choice, self.parallel_tool_calls is not False)
 
     @property
     def items(self) -> list[Item | ReferenceItem]:
@@ -142,8 +152,8 @@ class ResponseRequest(Generation):
 
     def ask(self, messages: Sequence[Message]) -> Ask:
         """``messages``: the whole conversation."""
-        offered = tools_asked(self.tools, self.tool_choice, self.parallel_tool_calls is not False)
-        ask = self.ask_of(Chat(messages, tools=offered))
+        effort = None if self.reasoning is None else self.reasoning.effort
+        ask = self.ask_of(Chat(messages, tools=self.tools_asked, effort=effort))
         return replace(ask, schema=None if self.text is None else self.text.schema_asked)
 
     def _max_tokens(self) -> int | None:

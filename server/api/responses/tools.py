@@ -11,21 +11,12 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from server.api.ask import Tools
 from server.api.fields import Echoed, Some, Strict, kind_of, refused
-from server.core import InvalidRequest, Tool
-
-Name = Annotated[str, Field(min_length=1, max_length=128)]
+from server.api.openai.tools import MAX_TOOLS, Function, check_tools
 
 
-class FunctionTool(Strict):
+class FunctionTool(Function):
     type: Literal["function"]
-    name: Name
-    description: str | None = None
     parameters: Echoed | None = None
-    strict: bool | None = None
-
-    @property
-    def tool(self) -> Tool:
-        return Tool(self.name, self.description or "", self.parameters or {}, bool(self.strict))
 
 
 def _functions(value: Any) -> Any:
@@ -34,30 +25,30 @@ def _functions(value: Any) -> Any:
         kind = kind_of(tool)
         if kind not in (None, "function"):
             where = f"tools.{number}"
-            raise refused(
-                where, f"{where}: {kind[:60]!r} is not served; only tools of type 'function' are"
-            )
+            raise refused(where, f"{where}: {kind[:60]!r} is not supported; only functions are")
     return value
 
 
-FunctionTools: TypeAlias = Annotated[Some[FunctionTool], BeforeValidator(_functions)]
+FunctionTools: TypeAlias = Annotated[
+    list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True), BeforeValidator(_functions)
+]
 
 
 class ToolName(Strict):
     type: Literal["function"]
-    name: Name
+    name: str
 
 
-class AllowedTools(Strict):
+class AllowedNames(Strict):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[Some[ToolName], Field(min_length=1)]
+    tools: Some[ToolName]
 
 
 def _choice(value: Any) -> Any:
     kind = kind_of(value)
     if kind not in (None, "function", "allowed_tools"):
-        raise refused("tool_choice", f"tool_choice: {kind[:60]!r} is not served")
+        raise refused("tool_choice", f"tool_choice: {kind[:60]!r} is not supported")
     return value
 
 
@@ -71,28 +62,25 @@ def _form(value: Any) -> str:
 Choice: TypeAlias = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("[word]")]
     | Annotated[ToolName, Tag("[name]")]
-    | Annotated[AllowedTools, Tag("[allowed]")],
+    | Annotated[AllowedNames, Tag("[allowed]")],
     Discriminator(_form),
     BeforeValidator(_choice),
 ]
 
 
-def tools_asked(tools: list[FunctionTool], choice: Any, parallel: bool) -> Tools | None:
-    """What may be called, and whether something must be. Raises `InvalidRequest`."""
-    offered = [each.tool for each in tools]
-    callable_: list[str] | None
-    demanded: bool
+def tools_asked(functions: list[FunctionTool], choice: Any, parallel: bool) -> Tools | None:
+    """What may be called, and whether something must be. Raises `refused`."""
+    offered = [each.tool for each in functions]
+    if not offered and choice not in ("none", "auto"):
+        raise refused("tool_choice", "'tool_choice' needs 'tools'")
     match choice:
         case ToolName(name=name):
-            callable_, demanded = [name], True
-        case AllowedTools(mode=mode):
-            callable_, demanded = [each.name for each in choice.tools], mode == "required"
+            asked = Tools(offered, [name], demanded=True, parallel=False)
+        case AllowedNames(mode=mode):
+            asked = Tools(
+                offered, [each.name for each in choice.tools], mode == "required", parallel
+            )
         case _:
-            callable_, demanded = None, choice == "required"
-    missing = set(callable_ or ()) - {each.name for each in offered}
-    if missing or (demanded and not offered):
-        named = f": there is no tool {min(missing)[:60]!r}" if missing else " needs 'tools'"
-        raise InvalidRequest(f"'tool_choice'{named}", param="tool_choice")
-    if not offered or choice == "none":
-        return None
-    return Tools(offered, callable_, demanded, parallel)
+            asked = Tools(offered, demanded=choice == "required", parallel=parallel)
+    check_tools(offered, asked)
+    return asked if offered and choice != "none" else None
