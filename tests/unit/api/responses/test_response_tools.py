@@ -18,7 +18,7 @@ from server import config
 from server.api.app import create_app
 from server.serving.registry import Registry
 from tests.conftest import ROOT
-from tests.unit.api.test_tools import ARGUMENTS, LOOKUP, NOW, SAID, TEXTS, engines
+from tests.unit.api.test_tool_chats import ARGUMENTS, LOOKUP, NOW, SAID, TEXTS, engines
 
 Json = dict[str, Any]
 
