@@ -75,7 +75,9 @@ class ChatRenderer(Renderer):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, *args: Any, legacy: bool, reasoning: bool, **more: Any) -> None:
+    def __init__(
+        self, *args: Any, legacy: bool = False, reasoning: bool = True, **more: Any
+    ) -> None:
         """
         Args:
             legacy: whether a call is shown in its older shape.
