@@ -80,12 +80,14 @@ class PromptPair:
     headers: what the base model's prompt has between the turns of a conversation, as far as an
         answer can't hold it. See `server.text.headers`.
     thinking: whether they end where the model thinks already, behind what opens that.
+    tools: whether the models are told of some.
     """
 
     base: PromptText
     aligned: PromptText
     headers: tuple[str, ...] = ()
     thinking: bool = False
+    tools: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
         served = registry.stand_in(served, nudging)
         _check_one_model(served, ask)
         pairs = await _read_text(ask, lambda: _prompts(registry, served, ask))
+        ask, left_out = _fitting(ask, pairs)
         grammar = await _grammar(request, registry, served, ask, pairs)
         parser = _parser(registry, served, ask, pairs)
         marked = parser is not Plain
@@ -80,7 +81,7 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
             parser,
         )
         response = await respond(request, answers, reply)
-        if unseen:
+        if unseen or left_out:
             response.headers["X-Nudge-Tools"] = "unseen"
         if ask.passed_over:
             response.headers["X-Nudge-Passed-Over"] = ", ".join(ask.passed_over)
@@ -98,6 +99,17 @@ def _told(registry: Registry, served: Served, ask: Ask) -> tuple[Ask, bool]:
         return ask, False
     tools = seen(registry, ask.prompt.tools, served)
     return replace(ask, prompt=replace(ask.prompt, tools=tools)), tools is None
+
+
+def _fitting(ask: Ask, pairs: Pairs) -> tuple[Ask, bool]:
+    """What is asked for, without tools for which there is no room; and whether there are any."""
+    if not isinstance(ask.prompt, Chat) or ask.prompt.tools is None:
+        return ask, False
+    (pair,) = pairs
+    assert pair is not None
+    if pair.tools:
+        return ask, False
+    return replace(ask, prompt=replace(ask.prompt, tools=None)), True
 
 
 def _nudging(served: Served, ask: Ask) -> NudgingConfig:
@@ -174,7 +186,11 @@ def _prompts(registry: Registry, served: Served, ask: Ask) -> Pairs:
     if isinstance(ask.prompt, Chat):
         chat = ask.prompt
         tools = () if chat.tools is None else chat.tools.offered
-        return [registry.prompts(served, chat.messages, chat.kwargs, chat.end, tools, chat.effort)]
+        needed = chat.tools is not None and chat.tools.demanded
+        pair = registry.prompts(
+            *(served, chat.messages, chat.kwargs, chat.end, tools, chat.effort), tools_needed=needed
+        )
+        return [pair]
     return [
         registry.prompts(served, [Message("user", prompt)])
         if served.role == "nudged" and isinstance(prompt, str)

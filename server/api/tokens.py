@@ -44,6 +44,7 @@ def routes(registry: Registry) -> APIRouter:
             body.prompt_end,
             () if tools is None else tools.offered,
             body.reasoning_effort,
+            tools_needed=tools is not None and tools.demanded,
         )
 
     # A body may be megabytes of text: whatever grows with it is done beside the event loop.

@@ -22,6 +22,7 @@ from server.core import (
     Message,
     NudgingConfig,
     PromptPair,
+    PromptText,
     TokenIds,
     Tool,
 )
@@ -39,6 +40,9 @@ from server.serving.engines import Engines, Progress, Starter
 from server.text.grammar.calls import CallsAsked
 from server.text.grammar.compiler import GrammarCompiler
 from server.text.prompts import PromptEnd, Prompts
+
+ROOM = 0.25
+"""Of each context: what tools that may be left out leave at least to an answer."""
 
 State = Literal[
     "loading",
@@ -160,14 +164,33 @@ class Registry(Catalog):
         end: PromptEnd = "open",
         tools: Sequence[Tool] = (),
         effort: str | None = None,
+        *,
+        tools_needed: bool = True,
     ) -> PromptPair:
-        """``effort``: how much the aligned model is to think."""
+        """
+        Args:
+            effort: how much the aligned model is to think.
+            tools_needed: whether tools are told of where that leaves no `ROOM` for anything else,
+                too. They are where the messages have calls.
+        """
         self._expect_ready()
         prompts = self._prompts[served.name]
         if effort is not None:
             kwargs = prompts.effort(effort) | dict(kwargs or {})
-        pair = prompts.render(messages, kwargs, end, tools, thinks=served.role != "base")
-        return pair
+        thinks = served.role != "base"
+        pair = prompts.render(messages, kwargs, end, tools, thinks=thinks)
+        needed = tools_needed or any(message.calls for message in messages)
+        if tools and not needed and not self._leaves_room(served, pair):
+            return prompts.render(messages, kwargs, end, thinks=thinks)
+        return replace(pair, tools=bool(tools))
+
+    def _leaves_room(self, served: Served, pair: PromptPair) -> bool:
+        texts: dict[str, PromptText] = {"base": pair.base, "aligned": pair.aligned}
+        infos = {role: self._info(served.name, role) for role in served.roles}
+        return all(
+            len(info.tokenizer.encode_prompt(texts[role])) <= (1 - ROOM) * info.context_length
+            for role, info in infos.items()
+        )
 
     def calls_asked(
         self,

@@ -39,12 +39,15 @@ def routes(registry: Registry) -> APIRouter:
         chat = body.chat()
         tools = seen(registry, chat.tools, served)
         offered = () if tools is None else tools.offered
+        needed = tools is not None and tools.demanded
         alone = served.role == "aligned" or served.degraded
         role: Literal["base", "aligned"] = "aligned" if alone else "base"
         info = registry.info(served, role)
 
         def respond() -> Response:
-            pair = registry.prompts(served, chat.messages, chat.kwargs, chat.end, offered)
+            pair = registry.prompts(
+                *(served, chat.messages, chat.kwargs, chat.end, offered), tools_needed=needed
+            )
             prompt, _ = without_last_space(getattr(pair, role))
             return JSONResponse({"input_tokens": len(info.tokenizer.encode_prompt(prompt))})
 

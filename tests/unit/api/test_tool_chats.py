@@ -353,3 +353,43 @@ async def test_a_schema_that_can_not_be_followed_is_any_object(client: httpx.Asy
     tools = [{"type": "function", "function": LOOKUP | {"parameters": BAD}}]
     (choice,) = (await ask(client, "call", tools=tools))["choices"]
     assert called(choice["message"]) == [("lookup", ARGUMENTS)]
+
+
+async def test_tools_that_leave_no_room_are_left_out_and_that_is_said(client: httpx.AsyncClient):
+    room = 2048  # of a demo model's context
+    many = [
+        {"type": "function", "function": {"name": f"tool_{number}", "description": "Long. " * 40}}
+        for number in range(40)
+    ]
+    body: Json = {"model": "talks", "messages": ASK, "tools": many}
+    response = await client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-nudge-tools"] == "unseen"
+    assert response.json()["usage"]["prompt_tokens"] < 100
+    read = (await client.post("/tokenize", json=body)).json()
+    assert read["count"] < 100
+    for more in (
+        {"tool_choice": "required"},  # … not where the answer must be a call
+        {  # … nor where one was made
+            "messages": [
+                *ASK,
+                {
+                    "role": "assistant",
+                    "tool_calls": [
+                        {
+                            "id": "a",
+                            "type": "function",
+                            "function": {"name": "tool_1", "arguments": "{}"},
+                        }
+                    ],
+                },
+                {"role": "tool", "tool_call_id": "a", "content": "x"},
+            ]
+        },
+    ):
+        response = await client.post("/v1/chat/completions", json=body | more)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "context_length_exceeded", response.text
+        assert str(room) in response.json()["error"]["message"]
+    told = await client.post("/v1/chat/completions", json=body | {"tools": many[:1]})
+    assert "x-nudge-tools" not in told.headers
