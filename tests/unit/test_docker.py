@@ -234,7 +234,8 @@ def test_the_configurations_load_and_their_gpus_are_reserved(name: str):
     web = read(DOCKER / "compose.webui.yaml")["services"]["webui"]["environment"]
     assert filled(web["DEFAULT_MODELS"]) in settings.models
     assert filled(web["TASK_MODEL_EXTERNAL"]).removesuffix(":aligned") in settings.models
-    assert all(model.tools == "unseen" for model in settings.models.values())
+    # Open WebUI offers some with every chat.
+    assert all(model.tools == "auto" for model in settings.models.values())
     assert all(engine.engine_args().keys() <= build.engine_args()
                for engine in settings.engines.values())  # fmt: skip
 
@@ -252,7 +253,6 @@ def test_the_web_ui_has_the_servers_key_and_address():
     web = whole["webui"]["environment"]
     assert web["OPENAI_API_KEYS"] in whole["nudge"]["environment"]["NUDGE_SERVER__API_KEYS"]
     assert web["OPENAI_API_BASE_URLS"] == "http://nudge:8000/v1"
-    assert json.loads(web["DEFAULT_MODEL_METADATA"])["capabilities"] == {"builtin_tools": False}
 
 
 def test_grafana_is_given_the_dashboard_and_prometheus_the_server():
