@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from server.core import (
     AnswerRequest,
@@ -147,6 +147,15 @@ Asked: TypeAlias = Chat | Texts
 
 
 @dataclass(frozen=True)
+class Form:
+    """What an answer must match, where that isn't JSON by a schema. kind: what ``source`` is:
+    a regular expression for the whole answer, or a grammar in Lark's syntax."""
+
+    kind: Literal["regex", "lark"]
+    source: str
+
+
+@dataclass(frozen=True)
 class Ask:
     """One request for answers.
 
@@ -154,7 +163,7 @@ class Ask:
     answer: what is asked of each answer, but for what the served model and the schema add to it
         (`request`).
     sampling: what is set of `SamplingParams`. nudging: what is set of `NudgingConfig`.
-    schema: the JSON schema that an answer must match.
+    schema: the JSON schema that an answer must match. form: what else it must; one of the two.
     n: independent answers to each prompt.
     priority: of those that wait, the lowest comes first.
     stream: whether it is to be sent as it is written.
@@ -171,6 +180,7 @@ class Ask:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     nudging: Mapping[str, Any] = field(default_factory=dict)
     schema: Json | None = None
+    form: Form | None = None
     n: int = 1
     priority: int = 0
     stream: bool = False
@@ -212,7 +222,7 @@ class Ask:
             case "logprobs":
                 return self.answer.top_logprobs is not None
             case "response_format":
-                return self.schema is not None
+                return self.schema is not None or self.form is not None
             case "tools":
                 return isinstance(self.prompt, Chat) and self.prompt.tools is not None
             case "repetition_penalty":

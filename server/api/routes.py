@@ -145,11 +145,20 @@ async def _grammar(
 ) -> Grammar | None:
     """What the answer must match. Raises `InvalidRequest`, `ApiError` (504)."""
     tools = ask.prompt.tools if isinstance(ask.prompt, Chat) else None
-    if ask.schema is None and tools is None:
+    if ask.form is not None and tools is not None:
+        raise ApiError(
+            400,
+            "'structured_outputs' can go with 'tools' as JSON alone",
+            param="structured_outputs",
+        )
+    if ask.schema is None and ask.form is None and tools is None:
         return None
     limit_s = registry.settings.server.request_timeout_s
     try:
         async with asyncio.timeout_at(request.state.arrived + limit_s):
+            if ask.form is not None:
+                form = ask.form
+                return await registry.grammars.text(form.kind, form.source, ask.prompt.begun)
             if tools is None:
                 assert ask.schema is not None
                 return await registry.grammars.compile(ask.schema, ask.prompt.begun)
@@ -229,7 +238,9 @@ def _parser(registry: Registry, served: Served, ask: Ask, pairs: Pairs) -> Calla
     (pair,) = pairs
     assert pair is not None
     # A schema from the answer's beginning on leaves no room for thoughts.
-    thinks = ask.prompt.end != "continued" and (ask.schema is None or ask.prompt.tools is not None)
+    thinks = ask.prompt.end != "continued" and (
+        (ask.schema is None and ask.form is None) or ask.prompt.tools is not None
+    )
     return registry.parser(
         served, calls=ask.prompt.tools is not None, thinks=thinks, thinking=pair.thinking
     )

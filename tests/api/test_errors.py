@@ -154,7 +154,6 @@ def test_a_wrong_value_is_named(live: Server, change: dict[str, Any], param: str
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
         ("guided_json", {"type": "object"}),
-        ("structured_outputs", {"regex": "a"}),
         ("bad_words", ["x"]),
         ("include_stop_str_in_output", True),
         ("skip_special_tokens", False),

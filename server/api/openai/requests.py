@@ -27,7 +27,7 @@ from server.api.fields import (
     refused,
 )
 from server.api.openai.fields import Biases, Penalty, Probability, Text
-from server.api.openai.formats import Format, schema_asked
+from server.api.openai.formats import Format, StructuredOutputs, schema_asked
 from server.config import MAX_STOPS
 from server.core import AnswerRequest
 
@@ -59,7 +59,6 @@ _NOT_SERVED: dict[str, Neutral] = {
     "guided_regex": empty,
     "guided_choice": empty,
     "guided_grammar": empty,
-    "structured_outputs": empty,
     "thinking_token_budget": empty,
     "bad_words": empty,
     "allowed_token_ids": empty,
@@ -98,6 +97,7 @@ class Generation(Strict):
     stop: Text | Annotated[list[Text], described(maxItems=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[TokenIdList, Field(max_length=64)] | None = None
     response_format: Annotated[Format | None, Field(discriminator="type")] = None
+    structured_outputs: StructuredOutputs | None = None
     priority: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -124,6 +124,11 @@ class Generation(Strict):
             raise refused("stream_options", "'stream_options' needs 'stream': true")
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise refused("best_of", "'best_of' other than 'n' is not supported")
+        form = self.structured_outputs
+        if form is not None and schema_asked(self.response_format) is not None:
+            raise refused(
+                "structured_outputs", "'structured_outputs' can't go with 'response_format'"
+            )
         most = self._max_tokens()
         if most is not None and (self.min_tokens or 0) > most:
             raise refused("min_tokens", "'min_tokens' is more than the answer may have")
@@ -145,13 +150,16 @@ class Generation(Strict):
         if self.logit_bias:
             sampling["logit_bias"] = tuple((int(i), bias) for i, bias in self.logit_bias.items())
         options = self.stream_options
+        structured = self.structured_outputs
+        schema = schema_asked(self.response_format)
         return Ask(
             self.model,
             prompt,
             self._answer(),
             sampling=sampling,
             nudging={} if self.nudging is None else self.nudging.settings,
-            schema=schema_asked(self.response_format),
+            schema=schema if structured is None else structured.schema_asked,
+            form=None if structured is None else structured.form_asked,
             n=self.n or 1,
             priority=self.priority or 0,
             stream=bool(self.stream),

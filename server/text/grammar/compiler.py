@@ -17,7 +17,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from server.core import Grammar, InvalidRequest, Tool
 from server.text.grammar.calls import ANY_OBJECT, CallsAsked, arguments, source
@@ -80,6 +80,19 @@ class GrammarCompiler:
                 time or memory, or what was begun doesn't match it.
         """
         return await self._made({"schema": schema, "begun": begun})
+
+    async def text(self, kind: Literal["regex", "lark"], source: str, begun: str = "") -> Grammar:
+        """The texts that a regular expression matches as a whole, or a grammar in Lark's syntax.
+
+        Raises `InvalidRequest` as `compile` does.
+        """
+        field = "structured_outputs"
+        try:
+            made = await self._made({kind: source, "opening": "", "opens": "", "begun": begun})
+        except InvalidRequest as error:
+            why = str(error).removeprefix(_REFUSED)
+            raise InvalidRequest(f"{field} can't be followed: {why}", param=field) from None
+        return replace(made, field=field)
 
     async def calls(self, asked: CallsAsked, tools: Sequence[Tool], begun: str = "") -> Grammar:
         """Answers that may, or must, call tools. Where a schema can't be followed exactly, its
@@ -252,10 +265,11 @@ def _prepared(made: Grammar) -> dict[str, Any]:
     return schema
 
 
+_REFUSED = "the JSON schema can't be followed exactly: "
+
+
 def _refusal(why: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"the JSON schema can't be followed exactly: {why}", param="response_format"
-    )
+    return InvalidRequest(f"{_REFUSED}{why}", param="response_format")
 
 
 def _size(found: Grammar | str) -> int:

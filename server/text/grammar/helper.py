@@ -23,7 +23,7 @@ from typing import Any
 from server.core import Grammar
 from server.text.grammar.follow import Vocabulary
 from server.text.grammar.schema import Refused
-from server.text.grammar.vetting import bytes_alone, matches, vet, vet_lark
+from server.text.grammar.vetting import bytes_alone, matches, vet, vet_lark, vet_regex
 
 CPU_S = 3
 """Of a child; then the kernel kills it."""
@@ -74,7 +74,9 @@ def _result(job: dict[str, Any], vocabularies: list[Vocabulary]) -> dict[str, An
     if "text" in job:
         return {"matches": matches(Grammar(job["source"]), job["text"])}
     try:
-        if "lark" in job:
+        if "regex" in job:
+            grammar = vet_regex(job["regex"], job["begun"], vocabularies)
+        elif "lark" in job:
             begun, opens = job["begun"], job["opens"]
             grammar = vet_lark(job["lark"], job["opening"], opens, begun, vocabularies)
         else:

@@ -74,7 +74,8 @@ def vet(schema: dict[str, Any], begun: str, vocabularies: Sequence[Vocabulary]) 
 def vet_lark(
     source: str, opening: str, opens: str, begun: str, vocabularies: Sequence[Vocabulary]
 ) -> Grammar:
-    """The grammar of an answer that may, or must, call tools (`server.text.grammar.calls`).
+    """That of a grammar in Lark's syntax, which may be one of an answer that may, or must, call
+    tools (`server.text.grammar.calls`).
 
     Args:
         opening: behind which a call's name stands.
@@ -88,6 +89,16 @@ def vet_lark(
     except (ValueError, RecursionError) as error:
         raise Refused(_brief(str(error))) from None
     _try(grammar, vocabularies, opening)
+    return grammar
+
+
+def vet_regex(regex: str, begun: str, vocabularies: Sequence[Vocabulary]) -> Grammar:
+    """That of the texts that a regular expression matches as a whole. Raises `Refused`."""
+    try:
+        grammar = Grammar(LLMatcher.grammar_from_regex(regex), begun)
+    except (ValueError, RecursionError) as error:
+        raise Refused(_brief(str(error))) from None
+    _try(grammar, vocabularies)
     return grammar
 
 
