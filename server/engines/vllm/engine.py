@@ -11,26 +11,31 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing import resource_tracker
+from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
-# vLLM reads these when it is imported. What an operator has set stays, but for the two that
-# this file can't work with: the V1 runner is pinned (docs/adr/0002), and the KV size on the CPU
-# is each engine's own, not one number for both.
+# vLLM reads these when it is imported. What an operator has set stays, but for those that this file
+# can't work with: the V1 runner is pinned (docs/adr/0002), a forked engine would keep the server's
+# sockets and its clients' (docs/adr/0007), and the KV size on the CPU is each engine's own, not one
+# number for both.
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
 os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
-for _name, _value in {
+_QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",  # of the engine processes, which inherit it
+}
+_DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONWARNINGS": "ignore",  # of the engine processes, which inherit it
-}.items():
+}
+# Whoever asks for vLLM's log gets all of it.
+for _name, _value in (
+    _DEFAULTS if "VLLM_LOGGING_LEVEL" in os.environ else _DEFAULTS | _QUIET
+).items():
     os.environ.setdefault(_name, _value)
 
 from pydantic import ValidationError
@@ -42,10 +47,14 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
 from server.engines.base import EngineInfo, TurnParams, collect
 from server.engines.silence import Watch
-from server.engines.vllm.lifeline import SERVER_PID
+from server.engines.vllm.account import account
+from server.engines.vllm.lifeline import SERVER, this_process
+from server.engines.vllm.processes import environment, kill, no_interrupts
 from server.engines.vllm.resumable import Capacity
 from server.engines.vllm.session import Core, VllmSession
 from server.text.tokenizer import Tokenizer
+
+log = logging.getLogger("nudge")
 
 PROCESSOR = "server.engines.vllm.processor:NudgeStop"
 
@@ -164,6 +173,7 @@ class VllmEngine:
             except TimeoutError:
                 raise late from None
             engine._watching = asyncio.create_task(engine._watch())
+            log.info("engine %r: %s", name, account(llm.vllm_config))
         except BaseException:
             await _shut_down(llm)
             raise
@@ -225,7 +235,7 @@ class VllmEngine:
         )
         for process in self._processes:
             if process.pid is not None:
-                _kill(process.pid)
+                kill(process.pid)
         # vLLM notices a process's end by itself. One that is stuck in a driver doesn't end.
         self._llm.output_processor.propagate_error(EngineDeadError())
 
@@ -252,18 +262,6 @@ def _count_outputs(llm: AsyncLLM, watch: Watch) -> None:
         return process(*args, **kwargs)
 
     llm.output_processor.process_outputs = heard
-
-
-def _kill(pid: int) -> None:
-    """A process and all that it started: also such as are stopped, and can't notice its end."""
-    family = [pid]
-    for each in family:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{each}/task").iterdir():
-                family += map(int, (task / "children").read_text().split())
-    for each in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
 
 
 async def _shut_down(llm: AsyncLLM) -> None:
@@ -297,7 +295,7 @@ def _engine_args(name: str, args: Mapping[str, Any]) -> AsyncEngineArgs:
 
 
 def _construct(args: AsyncEngineArgs, device: str | None, cpu_threads: int | None) -> AsyncLLM:
-    os.environ[SERVER_PID] = str(os.getpid())
+    os.environ[SERVER] = this_process()
     if current_platform.is_cpu():
         # The compiled log-probability path costs seconds at the first request and saves
         # nothing measurable on the CPU.
@@ -309,38 +307,11 @@ def _construct(args: AsyncEngineArgs, device: str | None, cpu_threads: int | Non
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     threads = str(cpu_threads) if cpu_threads is not None and current_platform.is_cpu() else None
     with (
-        _environment("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", threads)),
-        _environment("CUDA_VISIBLE_DEVICES", None if device == "cpu" else device),
-        _no_interrupts(),
+        environment("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", threads)),
+        environment("CUDA_VISIBLE_DEVICES", None if device == "cpu" else device),
+        no_interrupts(),
     ):
         return AsyncLLM.from_engine_args(args)
-
-
-@contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches every process in the terminal's foreground, and would end the engines under
-    answers that the server means to finish. They inherit this thread's signal mask."""
-    resource_tracker.ensure_running()  # its start would unblock the signal again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str | None) -> Iterator[None]:
-    """A variable for the engine process, which inherits it when it is spawned; None: as it is."""
-    before = os.environ.get(name)
-    if value is not None:
-        os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[name] = before
-        elif value is not None:
-            del os.environ[name]
 
 
 def _stop_ids(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -41,6 +41,7 @@ class Core:
     watch: on whether the engine has fallen silent. died: how, as it is told; None: it lives, or
         vLLM knows.
     resumable: whether sessions may keep what they have read between turns, from the next turn on.
+    ahead: steps that are in flight behind the one whose output arrives, in vain where that stops.
     """
 
     def __init__(self, llm: AsyncLLM, info: EngineInfo, capacity: Capacity, watch: Watch) -> None:
@@ -50,6 +51,7 @@ class Core:
         self.watch = watch
         self.died: str | None = None
         self.resumable = True
+        self.ahead = int(bool(llm.vllm_config.scheduler_config.async_scheduling))
         self.running = 0
         self._request_numbers = itertools.count()
 
@@ -162,6 +164,8 @@ class VllmSession:
         completion = output.outputs[0]
         self.steps += len(completion.token_ids)
         self._ended = completion.finish_reason is not None
+        if completion.finish_reason == "stop":  # the scheduler knows a length before
+            self.steps += self._core.ahead
         if self._own is None:
             assert self._kept is not None
             self._kept.heard(output)
@@ -177,7 +181,8 @@ class VllmSession:
         self._given = 0
         self._core.watch.reading.pop(self, None)
         if not self._ended:
-            self.steps += 1  # the step that was under way when the request was aborted
+            # What was under way when the request was aborted.
+            self.steps += 1 + self._core.ahead
             self._ended = True
             await self._forget()
         await self._drop_own()
