@@ -145,10 +145,18 @@ def _interpreted(backends: Any) -> None:
     backends.backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
 
 
+def _cut_by_torch(sampler: Any) -> None:
+    """``vllm.v1.sample.ops.topk_topp_sampler``: the interpreter can't run this one kernel of it."""
+    sampler.HAS_TRITON = False
+
+
 PATCHES: dict[str, dict[str, Patch]] = {
     "async": {
         "vllm.platforms.cpu": _scheduled_ahead,
         "vllm.v1.worker.gpu_model_runner": _streams,
     },
-    "v2": {"triton.backends": _interpreted},
+    "v2": {
+        "triton.backends": _interpreted,
+        "vllm.v1.sample.ops.topk_topp_sampler": _cut_by_torch,
+    },
 }

@@ -35,8 +35,17 @@ def stops_in_flight(version: str) -> bool:
     Up to 0.30 such a request hangs; in 0.31 and 0.32 it is lost where it is preempted just then.
     A version that isn't told by its number, such as a build from source, doesn't count.
     """
+    return _since((0, 33), version)
+
+
+def processors_in_v2(version: str) -> bool:
+    """Whether a vLLM's V2 model runner takes logits processors (docs/adr/0029)."""
+    return _since((0, 31), version)
+
+
+def _since(first: tuple[int, int], version: str) -> bool:
     number = re.match(r"(\d+)\.(\d+)", version)
-    return number is not None and (int(number[1]), int(number[2])) >= (0, 33)
+    return number is not None and (int(number[1]), int(number[2])) >= first
 
 
 @cache

@@ -31,6 +31,10 @@ from server.engines.vllm import outputs, requests
 from server.engines.vllm.resumable import Capacity, ResumableRequest, Share
 from server.text.words import Part
 
+READ_AT_ONCE = 256
+"""Positions of which a check may ask for the probabilities of all tokens at once, which are 1 MB
+each with a vocabulary of 256 k. A longer prompt is read before, without them."""
+
 AHEAD = 256
 """Ids that a resumable request may grow by before it has to ask again."""
 
@@ -86,6 +90,7 @@ class VllmSession:
         self._ended = True  # whether the engine is through with the turn
         self._given = 0  # ids that the engine was given with the turn and has not read, as far as
         self._held = 0  # is seen from here, behind so many that the request held before
+        self._read = 0  # ids that the engine has read, and may have in its cache still
         self._share: Share | None = Share()  # None: no more, for this answer
         self.steps = 0
         self.prefilled = 0
@@ -149,6 +154,7 @@ class VllmSession:
         self._held = 0 if kept is None else kept.length
         self._given = len(ids) - self._held
         core.watch.reading[self] = self._given
+        self._read = len(ids)
         if kept is not None:
             return kept.begin(ids[self._held :], self._sampling(params, min(most, AHEAD)))
         prompt = TokensPrompt(prompt_token_ids=ids.copy())
@@ -197,6 +203,12 @@ class VllmSession:
         await self._forget()
         draft = draft[: core.info.context_length - length - 1]
         with core.at_work():
+            if draft and length - self._read > READ_AT_ONCE:
+                # But its last id, behind which the draft's first one is asked for.
+                output = await self._asked(self._ids[:-1], requests.for_reading())
+                self.steps += 1
+                self.prefilled += length - 1 - (output.num_cached_tokens or 0)
+            self._read = length
             while True:
                 sampling = requests.for_check(top, bool(draft))
                 output = await self._asked([*self._ids, *draft], sampling)
