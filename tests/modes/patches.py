@@ -33,7 +33,7 @@ def enter(mode: str) -> None:
     if mode == "v2":
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
         os.environ["TRITON_INTERPRET"] = "1"
-        sys.path.append(os.environ["NUDGE_TRITON"])
+        sys.path.insert(0, os.environ["NUDGE_TRITON"])
 
 
 class _Patched(MetaPathFinder):

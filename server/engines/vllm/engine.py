@@ -176,9 +176,8 @@ class VllmEngine:
                 abilities=_abilities(llm.vllm_config),
             )
             processes = [each for each in multiprocessing.active_children() if each not in children]
-            watch = Watch(silence_s)
-            _count_outputs(llm, watch)
-            core = Core(llm, info, Capacity.of(llm.vllm_config), watch)
+            core = Core(llm, info, Capacity.of(llm.vllm_config), Watch(silence_s))
+            _count_outputs(core)
             engine = cls(core, processes)
             engine.resumable = resumable
             try:
@@ -266,16 +265,23 @@ class VllmEngine:
                 await collect(session, params)
 
 
-def _count_outputs(llm: AsyncLLM, watch: Watch) -> None:
-    """Tell ``watch`` of each output of the engine when it arrives, whoever reads it and when.
-    (Sessions see an output when somebody wants it, so they can't tell.)"""
-    process = llm.output_processor.process_outputs
+def _count_outputs(core: Core) -> None:
+    """Tell the watch of each output of the engine when it arrives, whoever reads it and when, and
+    count the passes that a request's tokens took. (Sessions see outputs when somebody wants them,
+    and then several may be one.)"""
+    processor = core.llm.output_processor
+    process = processor.process_outputs
 
-    def heard(*args: Any, **kwargs: Any) -> Any:
-        watch.heard += 1
-        return process(*args, **kwargs)
+    def heard(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        core.watch.heard += 1
+        if core.passes is not None:
+            for each in outputs:
+                state = processor.request_states.get(each.request_id)
+                if state is not None and each.new_token_ids:
+                    core.passes[state.external_req_id] += 1
+        return process(outputs, *args, **kwargs)
 
-    llm.output_processor.process_outputs = heard
+    processor.process_outputs = heard
 
 
 async def _shut_down(llm: AsyncLLM) -> None:

@@ -92,7 +92,7 @@ class ResumableRequest:
 
     def __init__(self, llm: AsyncLLM, request_id: str) -> None:
         self._llm = llm
-        self._id = request_id
+        self.id = request_id
         self._inputs: asyncio.Queue[Any] = asyncio.Queue()
         self._outputs: AsyncGenerator[vllm.RequestOutput] | None = None
         self.length = 0
@@ -108,7 +108,7 @@ class ResumableRequest:
             be told to `heard`; a turn's last one has a ``finish_reason``.
         """
         if self._outputs is None:
-            self._outputs = self._llm.generate(self._fed(), sampling, self._id)
+            self._outputs = self._llm.generate(self._fed(), sampling, self.id)
         self._inputs.put_nowait(StreamingInput(TokensPrompt(prompt_token_ids=ids), sampling))
         self.length += len(ids)
         self.running = True
@@ -141,9 +141,11 @@ class ResumableRequest:
 
 def _right_in(config: VllmConfig) -> bool:
     """Whether this vLLM, as it is configured, ends and continues such requests as it should. (Of
-    several data-parallel engines, the same one has to: since 0.33.)"""
+    several data-parallel engines, the same one has to: since 0.33. A stop among drafts that were
+    taken is counted wrongly before.)"""
     plain = (
-        not config.scheduler_config.async_scheduling
+        config.speculative_config is None
+        and not config.scheduler_config.async_scheduling
         and config.parallel_config.data_parallel_size == 1
     )
     found = build.installed()

@@ -67,7 +67,14 @@ def test_what_is_granted_never_sums_up_to_more_than_there_is(
     assert capacity.grow(one, blocks * 32 or 1) == bool(blocks and places)
 
 
-def of(version: str, *, ahead: bool, parallel: int = 1, monkeypatch: pytest.MonkeyPatch) -> int:
+def of(
+    version: str,
+    *,
+    ahead: bool,
+    parallel: int = 1,
+    drafts: bool = False,
+    monkeypatch: pytest.MonkeyPatch,
+) -> int:
     """Blocks for resumable requests in an engine of a vLLM with 100."""
     monkeypatch.setattr(build, "installed", lambda: build.Vllm(version, cpu=False))
     model = SimpleNamespace(is_hybrid=False, max_model_len=64, hf_text_config=SimpleNamespace())
@@ -76,6 +83,7 @@ def of(version: str, *, ahead: bool, parallel: int = 1, monkeypatch: pytest.Monk
         scheduler_config=SimpleNamespace(max_num_seqs=16, async_scheduling=ahead),
         parallel_config=SimpleNamespace(data_parallel_size=parallel),
         model_config=model,
+        speculative_config=object() if drafts else None,
     )
     return Capacity.of(config)._blocks
 
@@ -87,6 +95,7 @@ def test_a_vllm_that_loses_a_stop_with_a_step_in_flight_gets_none(
     assert of(version, ahead=True, monkeypatch=monkeypatch) == 0
     assert of(version, ahead=False, monkeypatch=monkeypatch) == 97
     assert of(version, ahead=False, parallel=2, monkeypatch=monkeypatch) == 0
+    assert of(version, ahead=False, drafts=True, monkeypatch=monkeypatch) == 0
 
 
 @pytest.mark.parametrize("version", ["0.33.0", "0.33.1rc1", "0.40.0", "1.0.0"])
