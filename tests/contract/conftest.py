@@ -20,7 +20,7 @@ from server.engines.vllm.engine import VllmEngine
 from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
 from tests.conftest import DEMO
-from tests.modes import mode
+from tests.modes import schedules_ahead
 
 GREEDY = SamplingParams(temperature=0)
 PROMPTS = ["Question: What is the capital of Galicor?\nAnswer:", "Once", "The river"]
@@ -93,7 +93,7 @@ async def run(session: Session, params: TurnParams) -> tuple[list[Token], TurnEn
 
 def ahead(engine: Engine) -> int:
     """Steps that are in flight behind one that ends a turn."""
-    return int(isinstance(engine, VllmEngine) and mode() == "async")
+    return int(isinstance(engine, VllmEngine) and schedules_ahead())
 
 
 def opened(engine: Engine, prompt: str) -> Session:

@@ -18,7 +18,7 @@ from server.serving.registry import Registry
 from tests.conftest import DEMO
 from tests.contract.conftest import GREEDY, ids, opened, plain, run
 from tests.contract.test_laws import QUESTIONS, WISHES, answer, nudged, text
-from tests.modes import mode
+from tests.modes import schedules_ahead
 
 TIGHT = f"""
 engines:
@@ -35,7 +35,7 @@ models:
 
 
 INSTALLED = build.installed() or build.Vllm("", cpu=True)
-KEPT = 40 - 1 - 4 if mode() != "async" or build.stops_in_flight(INSTALLED.version) else 0
+KEPT = 40 - 1 - 4 if not schedules_ahead() or build.stops_in_flight(INSTALLED.version) else 0
 """Of those blocks, for resumable requests: all but one context's and vLLM's own; none where they
 aren't right."""
 

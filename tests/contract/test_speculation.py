@@ -14,9 +14,9 @@ from server.engines.vllm.engine import VllmEngine
 from server.serving.registry import Registry
 from tests.conftest import DEMO
 from tests.contract.conftest import GREEDY, PROMPTS, ids, opened, run
-from tests.modes import mode
+from tests.modes import runs_v2
 
-pytestmark = pytest.mark.skipif(mode() != "v2", reason="V1 takes no processor beside speculation")
+pytestmark = pytest.mark.skipif(not runs_v2(), reason="V1 takes no processor beside speculation")
 
 DRAFTED = 3
 ARGS = {

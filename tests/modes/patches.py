@@ -30,7 +30,7 @@ def enter(mode: str) -> None:
         return
     _entered.append(mode)
     sys.meta_path.insert(0, _Patched(PATCHES[mode]))
-    if mode == "v2":
+    if mode in ("v2", "cuda"):
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
         os.environ["TRITON_INTERPRET"] = "1"
         sys.path.insert(0, os.environ["NUDGE_TRITON"])
@@ -160,3 +160,4 @@ PATCHES: dict[str, dict[str, Patch]] = {
         "vllm.v1.sample.ops.topk_topp_sampler": _cut_by_torch,
     },
 }
+PATCHES["cuda"] = PATCHES["v2"] | {"vllm.platforms.cpu": _scheduled_ahead}

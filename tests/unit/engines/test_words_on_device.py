@@ -4,6 +4,7 @@ characters into tokens."""
 from __future__ import annotations
 
 import codecs
+import random
 from typing import Any
 
 import torch
@@ -49,16 +50,23 @@ class Decoder:
 WORDS = Words(TABLE, len(TABLE) + 3, torch.device("cpu"))
 
 
-def valid(tokens: list[int]) -> bool:
-    """Whether they are whole characters, but for the last one."""
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(b"".join(TABLE[each] for each in tokens))
-    except UnicodeDecodeError:
-        return False
-    return True
+IDS = {data: number for number, data in enumerate(TABLE)}
 
 
-tokens = st.lists(st.sampled_from(range(len(TABLE))), min_size=1, max_size=8).filter(valid)
+def cut(text: str, choose: random.Random) -> list[int]:
+    """A text as tokens, some of which are parts of characters."""
+    data, found = text.encode(), []
+    while data:
+        found.append(IDS[choose.choice([each for each in TABLE if each and data.startswith(each)])])
+        data = data[len(TABLE[found[-1]]) :]
+    return found
+
+
+tokens = st.builds(
+    cut,
+    st.lists(st.sampled_from(CHARS), min_size=1, max_size=5).map("".join),
+    st.randoms(use_true_random=False),
+)
 
 
 @given(st.lists(tokens, min_size=1, max_size=5), st.integers(0, 3))
@@ -66,7 +74,7 @@ def test_it_is_the_same_rule(rows: list[list[int]], begun: int):
     states = torch.tensor([WORDS.begun(row[:begun]) for row in rows], dtype=torch.int32)
     words = [Word(Bytes(), row[:begun]) for row in rows]  # type: ignore[arg-type]
     over = [False] * len(rows)
-    for at in range(begun, 8):
+    for at in range(begun, max(map(len, rows))):
         alive = [number for number, row in enumerate(rows) if len(row) > at]
         if not alive:
             return
