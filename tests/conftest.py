@@ -25,6 +25,9 @@ from server.config import load
 from server.core import AnswerRequest, Piece
 from server.decoding.stream import Writer, stream
 from server.serving.registry import Registry
+from tests import modes
+
+modes.enter()
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo"

@@ -139,7 +139,9 @@ async def bench(args: argparse.Namespace) -> None:
     extra: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         made = {
-            "random": lambda: pairs.random(Path(folder), args.width, args.layers, args.ratio),
+            "random": lambda: pairs.random(
+                Path(folder), args.width, args.layers, args.ratio, dtype=args.dtype
+            ),
             "deepened": lambda: pairs.deepened(Path(folder), args.depth),
             "demo": pairs.demo,
         }
@@ -189,6 +191,7 @@ def main() -> None:
     add("--width", type=int, default=768, help="hidden size of the random base model")
     add("--layers", type=int, default=8, help="layers of the random base model")
     add("--ratio", type=int, default=8, help="weights of the random base model over the aligned's")
+    add("--dtype", default="float32", help="of the random pair")
     add("--depth", type=int, default=64, help="layers of the deepened base model")
     add("--http", action=argparse.BooleanOptionalAction, default=True, help="the server's own cost")
     add("--output", default="docs/benchmarks/cpu", help="path of the files, without an ending")

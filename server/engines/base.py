@@ -216,8 +216,9 @@ class Session(Protocol):
     """One model's side of one answer: one turn, ``check`` or ``score`` at a time.
 
     length: ids in the context now. steps: decode steps so far, as far as this side has seen
-    them; a ``check`` or ``score`` is one. prefilled: ids read so far that were given and not
-    written here, whenever they were not in the KV cache (any more); a checked draft among them.
+    them; a ``check`` or ``score`` is one, or two where a long prompt is read first. prefilled: ids
+    read so far that were given and not written here, whenever they were not in the KV cache (any
+    more); a checked draft among them.
     """
 
     @property

@@ -14,7 +14,7 @@ from server.text.tokenizer import Tokenizer
 from server.text.vocabulary import first_char
 
 # Scripts written without spaces, and their punctuation: Thai, Lao, Burmese, Khmer, kana, Han.
-_SPACELESS = re.compile(
+SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f"
     "\u3001-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
     "\U0001b000-\U0001b16f\U00020000-\U000323af]"
@@ -62,6 +62,6 @@ class Word:
             return Part.INSIDE
         inner = self._line if self.open else self._line.lstrip()
         self.open = self.open or bool(inner)
-        if any(char.isspace() for char in inner) or _SPACELESS.search(self._line):
+        if any(char.isspace() for char in inner) or SPACELESS.search(self._line):
             return Part.LAST
         return Part.INSIDE

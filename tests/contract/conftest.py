@@ -20,6 +20,7 @@ from server.engines.vllm.engine import VllmEngine
 from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
 from tests.conftest import DEMO
+from tests.modes import schedules_ahead
 
 GREEDY = SamplingParams(temperature=0)
 PROMPTS = ["Question: What is the capital of Galicor?\nAnswer:", "Once", "The river"]
@@ -88,6 +89,11 @@ async def run(session: Session, params: TurnParams) -> tuple[list[Token], TurnEn
                 tokens.append(event)
     assert len(ends) == 1
     return tokens, ends[0]
+
+
+def ahead(engine: Engine) -> int:
+    """Steps that are in flight behind one that ends a turn."""
+    return int(isinstance(engine, VllmEngine) and schedules_ahead())
 
 
 def opened(engine: Engine, prompt: str) -> Session:

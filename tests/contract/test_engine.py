@@ -16,7 +16,7 @@ import pytest
 from server.core import SamplingParams
 from server.engines.base import EVERY_TOKEN, Engine, Token, TurnEnd, TurnParams
 from server.text.words import Part, Word
-from tests.contract.conftest import GREEDY, PROMPTS, ids, opened, plain, run
+from tests.contract.conftest import GREEDY, PROMPTS, ahead, ids, opened, plain, run
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -108,7 +108,7 @@ async def test_3_it_stops_by_itself_at_the_first_uncertain_position(
         assert end.rejected.id == expected[confident].id
         assert end.rejected.top_prob == pytest.approx(expected[confident].top_prob, abs=1e-5)
         assert end.rejected.top_prob < gamma
-        assert session.steps == confident + 1  # and computes nothing beyond it
+        assert session.steps == confident + 1 + ahead(engine)  # and nothing beyond it
 
 
 async def test_3_it_stops_there_when_sampling_too(engine: Engine):
@@ -414,3 +414,27 @@ async def test_8_scores_at_once_are_what_each_is_alone(engine: Engine):
     together = await asyncio.gather(*map(scored, prompts * 2))
     for got, wanted in zip(together, alone * 2, strict=True):
         assert got == pytest.approx(wanted, abs=1e-3)
+
+
+async def test_a_long_prompt_is_read_before_a_draft_is_checked(
+    real: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    """So that the probabilities of few positions are there at once; also where the prompt is whole
+    blocks of the cache."""
+    tokenizer = real.info.tokenizer
+    draft = tokenizer.encode_text(" of the town.")
+    for length in (63, 64, 65):
+        prompt = tokenizer.encode_prompt(f"{length}" + " The river is long." * 40)[:length]
+        session = real.open(prompt)
+        monkeypatch.setattr("server.engines.vllm.session.READ_AT_ONCE", 8)
+        checked = await session.check(draft, 1)
+        assert len(checked) == len(draft) + 1
+        assert session.steps == 2
+        assert length + len(draft) <= session.prefilled <= 2 * length + len(draft)
+        again = await session.check(draft, 1)
+        assert ids(again) == ids(checked)[: len(again)]
+        assert session.steps in (3, 4), "the prompt has been read; the draft may be cut once"
+        await session.aclose()
+        for at in range(len(draft) + 1):
+            wanted = await one_token(real, [*prompt, *draft[:at]], 1)
+            assert checked[at].id == wanted.id

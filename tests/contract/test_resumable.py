@@ -11,12 +11,14 @@ import pytest
 from server.core import AnswerRequest, Finished, Piece, SamplingParams
 from server.decoding.stream import stream
 from server.engines.base import TurnParams
+from server.engines.vllm import build
 from server.engines.vllm.engine import VllmEngine
 from server.engines.vllm.resumable import Capacity, ResumableRequest
 from server.serving.registry import Registry
 from tests.conftest import DEMO
 from tests.contract.conftest import GREEDY, ids, opened, plain, run
 from tests.contract.test_laws import QUESTIONS, WISHES, answer, nudged, text
+from tests.modes import schedules_ahead
 
 TIGHT = f"""
 engines:
@@ -30,6 +32,12 @@ engines:
 models:
   demo: {{base: base, aligned: aligned}}
 """
+
+
+INSTALLED = build.installed() or build.Vllm("", cpu=True)
+KEPT = 40 - 1 - 4 if not schedules_ahead() or build.stops_in_flight(INSTALLED.version) else 0
+"""Of those blocks, for resumable requests: all but one context's and vLLM's own; none where they
+aren't right."""
 
 
 @contextmanager
@@ -273,7 +281,7 @@ async def tight(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Regis
 async def test_forty_answers_with_kv_for_ten_all_finish_as_alone(tight: Registry):
     engine = tight.engines["base"]
     assert isinstance(engine, VllmEngine)
-    assert engine._core.capacity._blocks == 40 - 1 - 4
+    assert engine._core.capacity._blocks == KEPT
     request = AnswerRequest(GREEDY, max_tokens=60, ignore_eos=True)
     asked = [f"{question} ({number})" for number in range(8) for question in QUESTIONS]
     alone = [text((await told(tight, "demo", each, request, gamma=0.7))[0]) for each in asked]
@@ -285,4 +293,4 @@ async def test_forty_answers_with_kv_for_ten_all_finish_as_alone(tight: Registry
     assert all(end.stop_reason in ("length", "context") for _, end in together)
     for each in tight.engines.values():
         assert isinstance(each, VllmEngine)
-        assert each._core.capacity._blocks == 40 - 1 - 4
+        assert each._core.capacity._blocks == KEPT

@@ -188,6 +188,28 @@ async def test_two_deaths_at_once_are_two_starts_in_turn_and_leave_nothing_behin
             await asyncio.sleep(0.05)
 
 
+async def test_no_engine_has_the_port_or_a_clients_connection(
+    server: Server, client: httpx.AsyncClient
+):
+    """The engines that run were started again while clients were connected. One that had such a
+    socket would keep the connection open when the server closes it."""
+    for pid in server.children():
+        files = f"/proc/{pid}/fd"
+        mine = {os.stat(f"{files}/{each}").st_ino for each in os.listdir(files)}
+        assert not mine & sockets_of(int(server.url.rpartition(":")[2])), pid
+    assert sockets_of(int(server.url.rpartition(":")[2]))
+
+
+def sockets_of(port: int) -> set[int]:
+    """The inodes of sockets that listen on a port of this machine, or are connected to it."""
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if int(fields[1].rpartition(":")[2], 16) == port:
+            found.add(int(fields[9]))
+    return found
+
+
 def open_files(server: Server) -> int:
     return len(os.listdir(f"/proc/{server.process.pid}/fd"))
 

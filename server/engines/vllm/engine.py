@@ -11,43 +11,65 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing import resource_tracker
+from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-# vLLM reads these when it is imported. What an operator has set stays, but for the two that
-# this file can't work with: the V1 runner is pinned (docs/adr/0002), and the KV size on the CPU
-# is each engine's own, not one number for both.
-os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+from server.engines.vllm import build
+
+# vLLM reads these when it is imported. What an operator has set stays, but for those that this
+# file can't work with: a V2 model runner without logits processors (docs/adr/0029), a forked
+# engine, which would keep the server's sockets and its clients' (docs/adr/0007), and one KV size on
+# the CPU for all.
+if not build.processors_in_v2(getattr(build.installed(), "version", "")):
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
 os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
-for _name, _value in {
+_QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",  # of the engine processes, which inherit it
+}
+_DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONWARNINGS": "ignore",  # of the engine processes, which inherit it
-}.items():
+}
+# Whoever asks for vLLM's log gets all of it.
+for _name, _value in (
+    _DEFAULTS if "VLLM_LOGGING_LEVEL" in os.environ else _DEFAULTS | _QUIET
+).items():
     os.environ.setdefault(_name, _value)
 
 from pydantic import ValidationError
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
-from server.engines.base import EngineInfo, TurnParams, collect
+from server.engines.base import ABILITIES, Ability, EngineInfo, TurnParams, collect
 from server.engines.silence import Watch
-from server.engines.vllm.lifeline import SERVER_PID
+from server.engines.vllm.account import account
+from server.engines.vllm.lifeline import SERVER, this_process
+from server.engines.vllm.processes import environment, kill, no_interrupts
 from server.engines.vllm.resumable import Capacity
 from server.engines.vllm.session import Core, VllmSession
 from server.text.tokenizer import Tokenizer
 
-PROCESSOR = "server.engines.vllm.processor:NudgeStop"
+log = logging.getLogger("nudge")
+
+PROCESSORS = {
+    False: "server.engines.vllm.processor:NudgeStop",
+    True: "server.engines.vllm.slots:NudgeStop",
+}
+"""By whether the model runner is V2."""
+
+SIZED_SHARE = 0.05
+"""``gpu_memory_utilization`` of an engine whose cache has a size of its own. It sizes nothing then,
+but that much of the GPU has to be free at the start, and by default nearly all of it."""
 
 EXIT_S = 1.0
 """How long an engine process may take to end before it is killed. It has nothing to save."""
@@ -107,7 +129,7 @@ class VllmEngine:
             raise ConfigError(
                 f"engine {name!r} is placed on device {device!r}, but this build of vLLM {build}"
             )
-        engine_args = _engine_args(name, args)
+        engine_args = _engine_args(name, args, device)
         children = set(multiprocessing.active_children())
         deadline = asyncio.get_running_loop().time() + timeout_s
         late = EngineUnavailable(
@@ -151,11 +173,11 @@ class VllmEngine:
                 context_length=model.max_model_len,
                 tokenizer=tokenizer,
                 stop_ids=_stop_ids(model, tokenizer),
+                abilities=_abilities(llm.vllm_config),
             )
             processes = [each for each in multiprocessing.active_children() if each not in children]
-            watch = Watch(silence_s)
-            _count_outputs(llm, watch)
-            core = Core(llm, info, Capacity.of(llm.vllm_config), watch)
+            core = Core(llm, info, Capacity.of(llm.vllm_config), Watch(silence_s))
+            _count_outputs(core)
             engine = cls(core, processes)
             engine.resumable = resumable
             try:
@@ -164,6 +186,7 @@ class VllmEngine:
             except TimeoutError:
                 raise late from None
             engine._watching = asyncio.create_task(engine._watch())
+            log.info("engine %r: %s", name, account(llm.vllm_config))
         except BaseException:
             await _shut_down(llm)
             raise
@@ -225,7 +248,7 @@ class VllmEngine:
         )
         for process in self._processes:
             if process.pid is not None:
-                _kill(process.pid)
+                kill(process.pid)
         # vLLM notices a process's end by itself. One that is stuck in a driver doesn't end.
         self._llm.output_processor.propagate_error(EngineDeadError())
 
@@ -242,28 +265,23 @@ class VllmEngine:
                 await collect(session, params)
 
 
-def _count_outputs(llm: AsyncLLM, watch: Watch) -> None:
-    """Tell ``watch`` of each output of the engine when it arrives, whoever reads it and when.
-    (Sessions see an output when somebody wants it, so they can't tell.)"""
-    process = llm.output_processor.process_outputs
+def _count_outputs(core: Core) -> None:
+    """Tell the watch of each output of the engine when it arrives, whoever reads it and when, and
+    count the passes that a request's tokens took. (Sessions see outputs when somebody wants them,
+    and then several may be one.)"""
+    processor = core.llm.output_processor
+    process = processor.process_outputs
 
-    def heard(*args: Any, **kwargs: Any) -> Any:
-        watch.heard += 1
-        return process(*args, **kwargs)
+    def heard(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        core.watch.heard += 1
+        if core.passes is not None:
+            for each in outputs:
+                state = processor.request_states.get(each.request_id)
+                if state is not None and each.new_token_ids:
+                    core.passes[state.external_req_id] += 1
+        return process(outputs, *args, **kwargs)
 
-    llm.output_processor.process_outputs = heard
-
-
-def _kill(pid: int) -> None:
-    """A process and all that it started: also such as are stopped, and can't notice its end."""
-    family = [pid]
-    for each in family:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{each}/task").iterdir():
-                family += map(int, (task / "children").read_text().split())
-    for each in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
+    processor.process_outputs = heard
 
 
 async def _shut_down(llm: AsyncLLM) -> None:
@@ -275,7 +293,7 @@ async def _shut_down(llm: AsyncLLM) -> None:
     await asyncio.to_thread(llm.shutdown, EXIT_S)
 
 
-def _engine_args(name: str, args: Mapping[str, Any]) -> AsyncEngineArgs:
+def _engine_args(name: str, args: Mapping[str, Any], device: str | None) -> AsyncEngineArgs:
     defaults: dict[str, Any] = {
         # generation_config.json would silently change what temperature and top_p mean.
         "generation_config": "vllm",
@@ -283,21 +301,29 @@ def _engine_args(name: str, args: Mapping[str, Any]) -> AsyncEngineArgs:
         "max_logprobs": -1,  # what a client may ask for is the API's to limit
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        "logits_processors": [PROCESSOR],
     }
     if current_platform.is_cpu():
         # Prefix caching works by whole blocks; 32 is the smallest the CPU backend takes.
         defaults["block_size"] = 32
-    if "logits_processors" in args:
-        args = {**args, "logits_processors": [PROCESSOR, *args["logits_processors"]]}
+    elif args.get("kv_cache_memory_bytes"):
+        defaults["gpu_memory_utilization"] = SIZED_SHARE
+    if _by_argument(device):
+        # Indices of what the operator's own CUDA_VISIBLE_DEVICES shows.
+        ids = [each.strip() for each in device.split(",")]
+        defaults["device_ids"] = [int(each) if each.isdigit() else each for each in ids]
     try:
         return AsyncEngineArgs(**{**defaults, **args})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"engine {name!r}: {_first_line(error)}") from error
 
 
+def _by_argument(device: str | None) -> TypeGuard[str]:
+    """Whether this vLLM takes these GPUs as an argument. (Older ones see none but their own.)"""
+    return device not in (None, "cpu") and "device_ids" in build.engine_args()
+
+
 def _construct(args: AsyncEngineArgs, device: str | None, cpu_threads: int | None) -> AsyncLLM:
-    os.environ[SERVER_PID] = str(os.getpid())
+    os.environ[SERVER] = this_process()
     if current_platform.is_cpu():
         # The compiled log-probability path costs seconds at the first request and saves
         # nothing measurable on the CPU.
@@ -309,43 +335,35 @@ def _construct(args: AsyncEngineArgs, device: str | None, cpu_threads: int | Non
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     threads = str(cpu_threads) if cpu_threads is not None and current_platform.is_cpu() else None
     with (
-        _environment("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", threads)),
-        _environment("CUDA_VISIBLE_DEVICES", None if device == "cpu" else device),
-        _no_interrupts(),
+        environment("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", threads)),
+        environment(
+            "CUDA_VISIBLE_DEVICES", None if device == "cpu" or _by_argument(device) else device
+        ),
+        no_interrupts(),
     ):
-        return AsyncLLM.from_engine_args(args)
+        config = args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+        ours = PROCESSORS[bool(config.use_v2_model_runner)]
+        config.model_config.logits_processors = [
+            ours,
+            *(config.model_config.logits_processors or ()),
+        ]
+        return AsyncLLM.from_vllm_config(
+            config,
+            enable_log_requests=args.enable_log_requests,
+            disable_log_stats=args.disable_log_stats,
+        )
 
 
-@contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches every process in the terminal's foreground, and would end the engines under
-    answers that the server means to finish. They inherit this thread's signal mask."""
-    resource_tracker.ensure_running()  # its start would unblock the signal again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str | None) -> Iterator[None]:
-    """A variable for the engine process, which inherits it when it is spawned; None: as it is."""
-    before = os.environ.get(name)
-    if value is not None:
-        os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[name] = before
-        elif value is not None:
-            del os.environ[name]
+def _abilities(config: VllmConfig) -> frozenset[Ability]:
+    """All, but where the engine speculates: what it has written is then not known when its next
+    positions are computed, and what can be drawn can't depend on it."""
+    return ABILITIES - ({"adjust", "grammar"} if config.speculative_config else set())
 
 
 def _stop_ids(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Every id that ends this model's text: generation_config.json's, config.json's and the
-    tokenizer's, in this order."""
+    tokenizer's, in this order. One that its vocabulary lacks can't be drawn, and forcing it would
+    end the engine."""
     from transformers import GenerationConfig
 
     sources: list[Any] = []
@@ -357,9 +375,11 @@ def _stop_ids(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
     ids: list[int] = []
     for source in sources:
         ids += source if isinstance(source, list) else [] if source is None else [source]
-    if not ids:
-        raise ConfigError(f"{model.model!r} names no end-of-text token (eos_token_id)")
-    return tuple(dict.fromkeys(ids))
+    size = model.get_vocab_size()
+    if not (known := tuple(dict.fromkeys(each for each in ids if each < size))):
+        beyond = f": {ids} are beyond its vocabulary of {size} tokens" if ids else ""
+        raise ConfigError(f"{model.model!r} names no end-of-text token (eos_token_id){beyond}")
+    return known
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,12 +10,29 @@ import logging
 import os
 import select
 import threading
+from pathlib import Path
 from typing import Any
 
-SERVER_PID = "NUDGE_SERVER_PID"
-"""Environment variable: the process that every engine process must die with."""
+SERVER = "NUDGE_SERVER_PROCESS"
+"""Environment variable: the process that every engine process on its host must die with, as
+`this_process` tells it."""
 
 _watching: set[int] = set()
+
+
+def this_process() -> str:
+    """This process, as those that it starts are told of it: its pid, and where that means it.
+
+    Ray hands the environment on to other nodes, where the pid is nobody's, or somebody else's.
+    """
+    return f"{os.getpid()} {_host()}"
+
+
+def _host() -> str:
+    """Where a pid means the same process: this boot of this host. (A container has a name of its
+    own, and pids of its own.)"""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{os.uname().nodename} {boot}"
 
 
 def die_with_server() -> None:
@@ -24,9 +41,12 @@ def die_with_server() -> None:
     An engine process whose server is gone, even by kill -9, would otherwise go on for ever.
     And a terminal's Ctrl-C goes to its whole process group, but what is being written is to be
     finished first: so the engine leaves the group, and ends when the server says so.
+
+    A process on another host than the server's is left to whoever started it there.
     """
-    pid = int(os.environ.get(SERVER_PID, "0"))
-    if not pid or pid == os.getpid() or os.getpid() in _watching:
+    told, _, host = os.environ.get(SERVER, "0").partition(" ")
+    pid = int(told)
+    if not pid or host != _host() or pid == os.getpid() or os.getpid() in _watching:
         return
     _watching.add(os.getpid())
     # On a CPU torch looks for Triton in vain, and says so at each start.

@@ -29,6 +29,17 @@ def for_check(top: int, drafted: bool) -> vllm.SamplingParams:
     )
 
 
+def for_reading() -> vllm.SamplingParams:
+    """Of a request that reads a prompt into the cache, and draws one token that nobody wants."""
+    return vllm.SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
 def for_score(top: int) -> vllm.SamplingParams:
     return vllm.SamplingParams(
         temperature=0.0,

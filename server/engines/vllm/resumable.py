@@ -22,6 +22,7 @@ from vllm.config import VllmConfig
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.core import TokenIds
+from server.engines.vllm import build
 
 try:
     from vllm.engine.protocol import StreamingInput
@@ -44,14 +45,11 @@ class Capacity:
 
     @classmethod
     def of(cls, config: VllmConfig) -> Capacity:
-        """None at all where resumable requests can't be had, or their size isn't known."""
+        """None at all where resumable requests can't be had or aren't right, or their size isn't
+        known."""
         cache, most = config.cache_config, config.scheduler_config.max_num_seqs
         size = int(cache.block_size)
-        if (
-            StreamingInput is None
-            or config.parallel_config.data_parallel_size > 1
-            or config.model_config.is_hybrid
-        ):
+        if not _right_in(config) or config.model_config.is_hybrid:
             return cls(0, size, 0)
         # One block is of one group of layers; where these differ, a context needs some of each.
         groups = _groups(config.model_config.hf_text_config)
@@ -94,7 +92,7 @@ class ResumableRequest:
 
     def __init__(self, llm: AsyncLLM, request_id: str) -> None:
         self._llm = llm
-        self._id = request_id
+        self.id = request_id
         self._inputs: asyncio.Queue[Any] = asyncio.Queue()
         self._outputs: AsyncGenerator[vllm.RequestOutput] | None = None
         self.length = 0
@@ -110,7 +108,7 @@ class ResumableRequest:
             be told to `heard`; a turn's last one has a ``finish_reason``.
         """
         if self._outputs is None:
-            self._outputs = self._llm.generate(self._fed(), sampling, self._id)
+            self._outputs = self._llm.generate(self._fed(), sampling, self.id)
         self._inputs.put_nowait(StreamingInput(TokensPrompt(prompt_token_ids=ids), sampling))
         self.length += len(ids)
         self.running = True
@@ -139,6 +137,20 @@ class ResumableRequest:
     async def _fed(self) -> AsyncGenerator[Any]:
         while True:
             yield await self._inputs.get()
+
+
+def _right_in(config: VllmConfig) -> bool:
+    """Whether this vLLM, as it is configured, ends and continues such requests as it should. (Of
+    several data-parallel engines, the same one has to: since 0.33. A stop among drafts that were
+    taken is counted wrongly before.)"""
+    plain = (
+        config.speculative_config is None
+        and not config.scheduler_config.async_scheduling
+        and config.parallel_config.data_parallel_size == 1
+    )
+    found = build.installed()
+    newer = found is not None and build.stops_in_flight(found.version)
+    return StreamingInput is not None and (plain or newer)
 
 
 def _groups(text_config: Any) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 
 import vllm
@@ -31,6 +32,10 @@ from server.engines.vllm import outputs, requests
 from server.engines.vllm.resumable import Capacity, ResumableRequest, Share
 from server.text.words import Part
 
+READ_AT_ONCE = 256
+"""Positions of which a check may ask for the probabilities of all tokens at once, which are 1 MB
+each with a vocabulary of 256 k. A longer prompt is read before, without them."""
+
 AHEAD = 256
 """Ids that a resumable request may grow by before it has to ask again."""
 
@@ -41,6 +46,9 @@ class Core:
     watch: on whether the engine has fallen silent. died: how, as it is told; None: it lives, or
         vLLM knows.
     resumable: whether sessions may keep what they have read between turns, from the next turn on.
+    passes: where the engine speculates, each request's forward passes that no session has counted
+        yet; elsewhere a token is one.
+    ahead: steps that are in flight behind the one whose output arrives, in vain where that stops.
     """
 
     def __init__(self, llm: AsyncLLM, info: EngineInfo, capacity: Capacity, watch: Watch) -> None:
@@ -50,11 +58,19 @@ class Core:
         self.watch = watch
         self.died: str | None = None
         self.resumable = True
+        self.passes: Counter[str] | None = None
+        if llm.vllm_config.speculative_config is not None:
+            self.passes = Counter()
+        self.ahead = int(bool(llm.vllm_config.scheduler_config.async_scheduling))
         self.running = 0
         self._request_numbers = itertools.count()
 
     def next_request_id(self) -> str:
         return f"{self.info.name}-{next(self._request_numbers)}"
+
+    def counted(self, request_id: str, tokens: int) -> int:
+        """The forward passes that wrote so many tokens of a request; each is told once."""
+        return tokens if self.passes is None else self.passes.pop(request_id, 0)
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -81,9 +97,11 @@ class VllmSession:
         self._kept: ResumableRequest | None = None
         self._kept_until = 0  # ids that it may hold: those of its last turn, as far as they came
         self._own: AsyncGenerator[vllm.RequestOutput] | None = None  # a turn's, if not the kept
+        self._own_id = ""
         self._ended = True  # whether the engine is through with the turn
         self._given = 0  # ids that the engine was given with the turn and has not read, as far as
         self._held = 0  # is seen from here, behind so many that the request held before
+        self._read = 0  # ids that the engine has read, and may have in its cache still
         self._share: Share | None = Share()  # None: no more, for this answer
         self.steps = 0
         self.prefilled = 0
@@ -147,11 +165,13 @@ class VllmSession:
         self._held = 0 if kept is None else kept.length
         self._given = len(ids) - self._held
         core.watch.reading[self] = self._given
+        self._read = len(ids)
         if kept is not None:
             return kept.begin(ids[self._held :], self._sampling(params, min(most, AHEAD)))
         prompt = TokensPrompt(prompt_token_ids=ids.copy())
         sampling = self._sampling(params, most)
-        self._own = core.llm.generate(prompt, sampling, core.next_request_id())
+        self._own_id = core.next_request_id()
+        self._own = core.llm.generate(prompt, sampling, self._own_id)
         return self._own
 
     def _sampling(self, params: TurnParams, most: int) -> vllm.SamplingParams:
@@ -160,8 +180,10 @@ class VllmSession:
     def _hear(self, output: vllm.RequestOutput) -> None:
         """Keep account of an output of the turn that runs."""
         completion = output.outputs[0]
-        self.steps += len(completion.token_ids)
+        self.steps += self._core.counted(output.request_id, len(completion.token_ids))
         self._ended = completion.finish_reason is not None
+        if completion.finish_reason == "stop":  # the scheduler knows a length before
+            self.steps += self._core.ahead
         if self._own is None:
             assert self._kept is not None
             self._kept.heard(output)
@@ -177,7 +199,8 @@ class VllmSession:
         self._given = 0
         self._core.watch.reading.pop(self, None)
         if not self._ended:
-            self.steps += 1  # the step that was under way when the request was aborted
+            # What was under way when the request was aborted.
+            self.steps += 1 + self._core.ahead
             self._ended = True
             await self._forget()
         await self._drop_own()
@@ -186,12 +209,19 @@ class VllmSession:
         if self._own is not None:
             own, self._own = self._own, None
             await own.aclose()
+            self._core.counted(self._own_id, 0)
 
     async def check(self, draft: TokenIds, top: int) -> list[Token]:
         core, length = self._core, len(self._ids)
         await self._forget()
         draft = draft[: core.info.context_length - length - 1]
         with core.at_work():
+            if draft and length - self._read > READ_AT_ONCE:
+                # But its last id, behind which the draft's first one is asked for.
+                output = await self._asked(self._ids[:-1], requests.for_reading())
+                self.steps += 1
+                self.prefilled += length - 1 - (output.num_cached_tokens or 0)
+            self._read = length
             while True:
                 sampling = requests.for_check(top, bool(draft))
                 output = await self._asked([*self._ids, *draft], sampling)
@@ -204,8 +234,9 @@ class VllmSession:
                 # its cache, and doesn't compute what was asked. It has whole blocks only.
                 size = core.capacity.block_size
                 draft = draft[: max(0, -(-length // size) * size - length)]
-        # One entry for each id of prompt and draft: what the model says of it.
-        said = [] if output.prompt_logprobs is None else output.prompt_logprobs[length:]
+        # An entry for each id, at the end the draft's: what the model says of it. V2's model runner
+        # leaves out those that it found in the cache.
+        said = (output.prompt_logprobs or [])[-len(draft) :] if draft else []
         positions = outputs.positions([*said, *output.outputs[0].logprobs])
         return [outputs.likeliest(logprobs, top) for logprobs in positions]
 
@@ -226,9 +257,8 @@ class VllmSession:
     async def _asked(self, ids: TokenIds, sampling: vllm.SamplingParams) -> vllm.RequestOutput:
         """The one output of a request of its own."""
         core = self._core
-        request = core.llm.generate(
-            TokensPrompt(prompt_token_ids=ids), sampling, core.next_request_id()
-        )
+        request_id = core.next_request_id()
+        request = core.llm.generate(TokensPrompt(prompt_token_ids=ids), sampling, request_id)
         watch = core.watch
         watch.reading[self] = len(ids)
         try:
@@ -237,6 +267,7 @@ class VllmSession:
                     return await anext(events)
         finally:
             watch.reading.pop(self, None)
+            core.counted(request_id, 0)
 
     # -- what is kept between turns ----------------------------------------------------------
 
@@ -271,6 +302,7 @@ class VllmSession:
         if self._kept is not None:
             kept, self._kept = self._kept, None
             await kept.aclose()
+            self._core.counted(kept.id, 0)
         if self._share is not None:
             self._core.capacity.release(self._share)
 

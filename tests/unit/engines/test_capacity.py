@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("vllm")
+from server.engines.vllm import build
 from server.engines.vllm.resumable import Capacity, Share
 
 
@@ -62,3 +65,40 @@ def test_what_is_granted_never_sums_up_to_more_than_there_is(
         capacity.release(share)
     one = Share()
     assert capacity.grow(one, blocks * 32 or 1) == bool(blocks and places)
+
+
+def of(
+    version: str,
+    *,
+    ahead: bool,
+    parallel: int = 1,
+    drafts: bool = False,
+    monkeypatch: pytest.MonkeyPatch,
+) -> int:
+    """Blocks for resumable requests in an engine of a vLLM with 100."""
+    monkeypatch.setattr(build, "installed", lambda: build.Vllm(version, cpu=False))
+    model = SimpleNamespace(is_hybrid=False, max_model_len=64, hf_text_config=SimpleNamespace())
+    config = SimpleNamespace(
+        cache_config=SimpleNamespace(block_size=32, num_gpu_blocks=100),
+        scheduler_config=SimpleNamespace(max_num_seqs=16, async_scheduling=ahead),
+        parallel_config=SimpleNamespace(data_parallel_size=parallel),
+        model_config=model,
+        speculative_config=object() if drafts else None,
+    )
+    return Capacity.of(config)._blocks
+
+
+@pytest.mark.parametrize("version", ["0.26.0", "0.30.1", "0.32.0", "0.32.0+cpu", "0.1.dev1+gabc"])
+def test_a_vllm_that_loses_a_stop_with_a_step_in_flight_gets_none(
+    version: str, monkeypatch: pytest.MonkeyPatch
+):
+    assert of(version, ahead=True, monkeypatch=monkeypatch) == 0
+    assert of(version, ahead=False, monkeypatch=monkeypatch) == 97
+    assert of(version, ahead=False, parallel=2, monkeypatch=monkeypatch) == 0
+    assert of(version, ahead=False, drafts=True, monkeypatch=monkeypatch) == 0
+
+
+@pytest.mark.parametrize("version", ["0.33.0", "0.33.1rc1", "0.40.0", "1.0.0"])
+def test_a_vllm_that_does_not_gets_them(version: str, monkeypatch: pytest.MonkeyPatch):
+    assert of(version, ahead=True, monkeypatch=monkeypatch) == 97
+    assert of(version, ahead=False, parallel=2, monkeypatch=monkeypatch) == 97
