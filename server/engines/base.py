@@ -202,6 +202,8 @@ class EngineInfo:
     context_length: ids a session can hold, prompt included.
     stop_ids: tokens that end the model's text, the forced stop's own first.
     abilities: that it has.
+    elsewhere: whether it runs on machines that aren't ours to start. Where it is gone, it comes
+        back by itself.
     """
 
     name: str
@@ -210,6 +212,7 @@ class EngineInfo:
     tokenizer: Tokenizer
     stop_ids: tuple[int, ...]
     abilities: frozenset[Ability] = ABILITIES
+    elsewhere: bool = False
 
 
 class Session(Protocol):

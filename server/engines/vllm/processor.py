@@ -10,7 +10,8 @@ A request opts in through ``SamplingParams.extra_args``:
     nudge_word    ids of the word so far: force the stop token once the word is complete
     nudge_greedy  with nudge_word: whether the arg max is what will be sampled
     nudge_stop    the id of the stop token to force
-    nudge_adjust  what else the request wants (`server.engines.vllm.logits.Adjustment`)
+    nudge_adjust  what else the request wants (`server.engines.vllm.logits.Adjustment`), or that
+                  as JSON
 
 The raw log probabilities that vLLM returns are taken before any processor, so the position's
 true distribution, and with it the token that was not taken, stays visible.
@@ -18,6 +19,7 @@ true distribution, and with it the token that was not taken, stays visible.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -98,6 +100,8 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         args = sampling_params.extra_args or {}
+        if isinstance(args.get("nudge_adjust"), str):  # by HTTP, where values are flat
+            args["nudge_adjust"] = json.loads(args["nudge_adjust"])
         if not isinstance(args.get("nudge_adjust", {}), dict):
             raise ValueError("nudge_adjust must be a mapping")
         if not {"nudge_below", "nudge_word"} & args.keys():
