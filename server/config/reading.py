@@ -76,7 +76,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must be a YAML mapping with engines: and models:")
     for engine in _mappings(content.get("engines")):
-        row = backends.BACKENDS.get(engine.get("backend", backends.DEFAULT))
+        row = backends.BACKENDS.get(str(engine.get("backend", backends.DEFAULT)))
         for key in row.settings.folders if row else ():
             if isinstance(engine.get(key), str):
                 engine[key] = _beside(path, engine[key])

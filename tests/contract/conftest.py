@@ -8,7 +8,6 @@ or is read as long as it is wanted.
 
 from __future__ import annotations
 
-import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
@@ -23,26 +22,11 @@ from server.engines.vllm.engine import VllmEngine
 from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
 from tests.conftest import DEMO
+from tests.noise import noise
 from tests.vllm_serve import KEY, vllm_serve
 
 GREEDY = SamplingParams(temperature=0)
 PROMPTS = ["Question: What is the capital of Galicor?\nAnswer:", "Once", "The river"]
-
-
-def noise(tokenizer: Tokenizer, end: int):
-    """A distribution that depends on the whole context and on nothing else."""
-    ids = [i for i in range(tokenizer.size) if tokenizer.token_bytes(i)]
-
-    def distribution(prompt, output):
-        draws = random.Random(repr([*prompt, *output]))
-        if draws.random() < 0.05:
-            return [(end, 1.0)]
-        first = draws.uniform(0.05, 1)
-        one, two, three = draws.sample(ids, 3)
-        rest = min(1 - first, first / 2)
-        return [(one, first), (two, rest * 0.6), (three, rest * 0.4)]
-
-    return distribution
 
 
 def scripted_engine(context_length: int = 512) -> ScriptedEngine:

@@ -23,7 +23,10 @@ from server.text.tokenizer import Tokenizer
 PLUGIN = "--logits-processors server.engines.vllm.processor:NudgeStop"
 """How ``vllm serve`` is told to load it."""
 
-TEXT = "The 3 rivers; l'été, 你好 👍\n\n\tdef f(x):  return x**2\n"
+TEXT = (
+    "Yesterday twenty-seven questions were answered: which capital lies between mountains and the "
+    "sea? The 3 rivers; l'été, 你好 👍\n\n\tdef f(x):  return x**2\n"
+)
 """Of which two tokenizers that aren't the same make different ids."""
 
 

@@ -183,7 +183,7 @@ class Replicas:
         while True:
             await asyncio.sleep(watch.look_s)
             if watch.look(watch.look_s):
-                replica.why = f"{replica.url} said nothing for {watch.silent_s:.0f} s"
+                replica.why = f"{replica.url} said nothing for {watch.silent_s:.3g} s"
                 watch.silent_s = 0.0
                 self._leave_out(replica)
 
