@@ -11,7 +11,7 @@ import contextlib
 import httpx
 
 from server.core import EngineUnavailable, TokenIds
-from server.engines.base import EngineInfo
+from server.engines.base import EngineInfo, Replica
 from server.engines.remote.replicas import Replicas
 from server.engines.remote.session import Core, RemoteSession
 
@@ -38,6 +38,13 @@ class RemoteEngine:
     @property
     def running(self) -> int:
         return self._core.running
+
+    @property
+    def servers(self) -> dict[str, Replica]:
+        return {
+            each.url: Replica(each.found is not None, each.sessions, each.failed)
+            for each in self.replicas.all
+        }
 
     def open(self, prompt: TokenIds) -> RemoteSession:
         return RemoteSession(self._core, prompt)

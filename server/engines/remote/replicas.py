@@ -37,13 +37,14 @@ Examine = Callable[[Client], Awaitable[Found]]
 
 @dataclass(eq=False, slots=True)
 class Replica:
-    """found: None while it is left out. why: it is. sessions: whose turns go there. busy_until: by
-    the loop's clock."""
+    """found: None while it is left out. why: it is. sessions: whose turns go there. failed:
+    requests so far; failures: those running. busy_until: by the loop's clock."""
 
     client: Client
     found: Found | None = None
     why: str = "not asked yet"
     sessions: int = 0
+    failed: int = 0
     failures: int = 0
     busy_until: float = 0.0
 
@@ -107,6 +108,7 @@ class Replicas:
     def went_wrong(self, replica: Replica, failed: Failed) -> None:
         """A request to it failed."""
         replica.why = str(failed)
+        replica.failed += 1
         if failed.kind == "busy":
             pause = BUSY_S if failed.after_s is None else failed.after_s
             replica.busy_until = asyncio.get_running_loop().time() + pause
