@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from server.engines.remote.probe import Card, Found, Misfit
 from server.engines.remote.replicas import Replica, Replicas
 from server.engines.remote.session import Core
 from server.text.tokenizer import Tokenizer
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missed
 
 log = logging.getLogger("nudge")
 
