@@ -24,6 +24,7 @@ from pydantic_settings import (
 from server.config.mistakes import told
 from server.config.settings import Settings
 from server.core import ConfigError
+from server.engines import backends
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 
@@ -75,9 +76,13 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must be a YAML mapping with engines: and models:")
     for engine in _mappings(content.get("engines")):
-        for key in ("model", "tokenizer"):
+        row = backends.BACKENDS.get(str(engine.get("backend", backends.DEFAULT)))
+        for key in row.settings.folders if row else ():
             if isinstance(engine.get(key), str):
                 engine[key] = _beside(path, engine[key])
+        for key in row.settings.files if row else ():
+            if isinstance(engine.get(key), str):
+                engine[key] = str(path.parent / engine[key])
     server = content.get("server")
     for key in ("api_keys_file", "ssl_certfile", "ssl_keyfile"):
         if isinstance(server, dict) and isinstance(server.get(key), str):

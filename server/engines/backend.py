@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -34,7 +34,11 @@ class EngineSettings(Frozen):
 
     backend: its row in `server.engines.backends`; narrowed to that by each backend.
     model: a folder, or a name at the hub.
+    folders, files: settings that may name such, which are looked up beside the configuration.
     """
+
+    folders: ClassVar[tuple[str, ...]] = ("model", "tokenizer")
+    files: ClassVar[tuple[str, ...]] = ()
 
     backend: str
     model: str

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from server.engines.backend import Backend, EngineSettings
+from server.engines.remote.backend import REMOTE
 from server.engines.scripted import SCRIPTED
 from server.engines.vllm.backend import VLLM
 
-_ROWS: tuple[Backend[Any], ...] = (VLLM, SCRIPTED)
+_ROWS: tuple[Backend[Any], ...] = (VLLM, REMOTE, SCRIPTED)
 
 BACKENDS: dict[str, Backend[Any]] = {
     row.settings.model_fields["backend"].default: row for row in _ROWS

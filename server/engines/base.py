@@ -30,10 +30,10 @@ business. Does not know: the policy, HTTP, any implementation.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, overload
+from typing import Literal, Protocol, get_args, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -202,6 +202,8 @@ class EngineInfo:
     context_length: ids a session can hold, prompt included.
     stop_ids: tokens that end the model's text, the forced stop's own first.
     abilities: that it has.
+    elsewhere: whether it runs on machines that aren't ours to start. Where it is gone, it comes
+        back by itself.
     """
 
     name: str
@@ -210,6 +212,7 @@ class EngineInfo:
     tokenizer: Tokenizer
     stop_ids: tuple[int, ...]
     abilities: frozenset[Ability] = ABILITIES
+    elsewhere: bool = False
 
 
 class Session(Protocol):
@@ -307,3 +310,22 @@ class Engine(Protocol):
         """Raises `EngineUnavailable`."""
 
     async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One of the servers that are one engine. sessions: that are there now. failures: requests to
+    it that came to nothing, so far."""
+
+    up: bool
+    sessions: int
+    failures: int
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """An engine on servers elsewhere."""
+
+    @property
+    def servers(self) -> Mapping[str, Replica]:
+        """By their urls."""

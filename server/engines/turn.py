@@ -26,6 +26,7 @@ Does not know: where tokens come from, engines, the policy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -83,6 +84,28 @@ class Turn:
                 self.end = TurnEnd(reason)
                 break
         return True
+
+    def offer_stopped(self, last: Token) -> None:
+        """A stop token ended the turn in the engine: the model's own, or one that the stop
+        processor forced. What the model wanted there is offered.
+
+        A sampled word is ended by whoever runs the turn, who sees the tokens before the processor
+        forces anything; a stop token that arrives then was drawn.
+        """
+        params = self.params
+        if params.stop_below is not None:
+            # With a grammar p1 is not seen here. Base or not, its end and its doubt are one event.
+            doubt = params.grammar is not None and last.id in self.stop_ids
+            self.offer(last, -math.inf if doubt else None, ended=True)
+        elif params.word is not None and params.by_argmax:
+            wanted = likeliest(last)
+            self.offer(wanted, ended=True)
+            tied = len(last.top) > 1 and last.top[0][1] == last.top[1][1]
+            assert self.end is not None
+            if tied and self.end.reason == "word" and wanted.id not in params.stop_token_ids:
+                self.end = TurnEnd("word")  # the engine's choice may have been the other one
+        else:
+            self.offer(last, ended=True)
 
     def rest(self) -> TurnParams:
         """What is left of it, as a turn that begins behind the tokens taken."""

@@ -53,7 +53,10 @@ class Engines(Mapping[str, Engine]):
     def living(self, name: str) -> Engine:
         """Raises `EngineUnavailable` where it is dead."""
         if not self.lives(name):
-            raise EngineUnavailable(f"engine {name!r} died and is being started again")
+            engine = self._started.get(name)
+            elsewhere = engine is not None and engine.info.elsewhere
+            what = "can't be reached" if elsewhere else "died and is being started again"
+            raise EngineUnavailable(f"engine {name!r} {what}")
         return self._started[name]
 
     async def start(self, progress: Progress = lambda *_: None) -> None:

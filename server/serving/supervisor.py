@@ -1,7 +1,7 @@
 """Dead engines are started again, one at a time, until that proves useless.
 
-Knows: when an engine is started again and when to give up. Does not know: how an engine is
-started, what is served from it, HTTP.
+One that runs elsewhere is waited for. Knows: when an engine is started again and when to give up.
+Does not know: how an engine is started, what is served from it, HTTP.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ async def supervise(
             while engines.lives(name):  # noqa: ASYNC110  engines have no event to wait for
                 await asyncio.sleep(poll_s)
             log.error("%s", await _obituary(engines, name))
+            if engines[name].info.elsewhere:
+                while not engines.lives(name):  # noqa: ASYNC110
+                    await asyncio.sleep(poll_s)
+                continue
             if time.monotonic() - since >= steady_s:
                 attempts = 0
             while not engines.lives(name):

@@ -10,7 +10,7 @@ it starts.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,6 +28,7 @@ from prometheus_client.core import (
 )
 
 from server.core import Usage
+from server.engines.base import Replicated
 from server.serving.registry import Registry
 
 # vLLM's, from vllm/v1/metrics/buckets.py.
@@ -277,6 +278,7 @@ class EngineCollector:
             up.add_metric([name], int(engine is not None and engine.alive))
             running.add_metric([name], 0 if engine is None else engine.running)
             restarts.add_metric([name], engines.restarts[name])
+        yield from _replicas({n: e for n, e in engines.items() if isinstance(e, Replicated)})
         degraded = CounterMetricFamily(
             "nudge_degraded_answers",
             "Answers by the aligned model alone while the base engine was dead.",
@@ -285,3 +287,21 @@ class EngineCollector:
         for name in self._registry.settings.models:
             degraded.add_metric([name], self._registry.degraded_answers[name])
         yield from (up, running, restarts, degraded)
+
+
+def _replicas(engines: Mapping[str, Replicated]) -> Iterator[Metric]:
+    """The servers of engines elsewhere."""
+    labels = ["engine", "url"]
+    up = GaugeMetricFamily("nudge_replica_up", "1 if the server gets turns.", labels=labels)
+    sessions = GaugeMetricFamily(
+        "nudge_replica_sessions", "Answers whose turns go to the server.", labels=labels
+    )
+    failures = CounterMetricFamily(
+        "nudge_replica_failures", "Requests to the server that came to nothing.", labels=labels
+    )
+    for name, engine in engines.items():
+        for url, server in engine.servers.items():
+            up.add_metric([name, url], server.up)
+            sessions.add_metric([name, url], server.sessions)
+            failures.add_metric([name, url], server.failures)
+    yield from (up, sessions, failures)

@@ -2,44 +2,32 @@
 
 Of the three models on vLLM two are enough here, which differ in everything: size, vocabulary,
 special tokens, where they end. The third, `aligned`, writes in the pairs of `test_laws` and
-`test_resumable`.
+`test_resumable`. ``remote`` is the base model on ``vllm serve``, which ends turns by our processor,
+or is read as long as it is wanted.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
 import pytest
 
 from server.core import SamplingParams, TokenIds
 from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
+from server.engines.remote import starting
+from server.engines.remote.backend import RemoteSettings
 from server.engines.scripted import ScriptedEngine
 from server.engines.vllm.engine import VllmEngine
 from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
 from tests.conftest import DEMO
 from tests.modes import schedules_ahead
+from tests.noise import noise
+from tests.vllm_serve import KEY, vllm_serve
 
 GREEDY = SamplingParams(temperature=0)
 PROMPTS = ["Question: What is the capital of Galicor?\nAnswer:", "Once", "The river"]
-
-
-def noise(tokenizer: Tokenizer, end: int):
-    """A distribution that depends on the whole context and on nothing else."""
-    ids = [i for i in range(tokenizer.size) if tokenizer.token_bytes(i)]
-
-    def distribution(prompt, output):
-        draws = random.Random(repr([*prompt, *output]))
-        if draws.random() < 0.05:
-            return [(end, 1.0)]
-        first = draws.uniform(0.05, 1)
-        one, two, three = draws.sample(ids, 3)
-        rest = min(1 - first, first / 2)
-        return [(one, first), (two, rest * 0.6), (three, rest * 0.4)]
-
-    return distribution
 
 
 def scripted_engine(context_length: int = 512) -> ScriptedEngine:
@@ -65,10 +53,47 @@ async def closed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
         await session.aclose()
 
 
-@pytest.fixture(params=["scripted", "vllm base", "vllm aligned-1k"])
-async def engine(request: pytest.FixtureRequest, registry: Registry) -> Engine:
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The url of the base model on a server of its own."""
+    with vllm_serve(DEMO / "base", tmp_path_factory.mktemp("vllm")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+async def remotes() -> AsyncIterator[dict[str, Engine]]:
+    """Engines on that server, once somebody wants them."""
+    started: dict[str, Engine] = {}
+    yield started
+    for each in started.values():
+        await each.aclose()
+
+
+async def remote_engine(url: str, stops: str) -> Engine:
+    model = str(DEMO / "base")
+    return await starting.start(
+        "base", RemoteSettings(model=model, url=url, stops=stops, api_key=KEY), 1
+    )
+
+
+@pytest.fixture(
+    params=["scripted", "vllm base", "vllm aligned-1k", "remote plugin", "remote stream"]
+)
+async def engine(
+    request: pytest.FixtureRequest, registry: Registry, remotes: dict[str, Engine]
+) -> Engine:
+    """``needs``, a mark: abilities without which a test is none of an engine's."""
     kind, _, name = request.param.partition(" ")
-    return scripted_engine() if kind == "scripted" else registry.engines[name]
+    if kind == "remote":
+        if name not in remotes:
+            remotes[name] = await remote_engine(request.getfixturevalue("served"), name)
+        found = remotes[name]
+    else:
+        found = scripted_engine() if kind == "scripted" else registry.engines[name]
+    mark = request.node.get_closest_marker("needs")
+    if mark is not None and not found.info.abilities >= set(mark.args):
+        pytest.skip(f"it can't: {', '.join(mark.args)}")
+    return found
 
 
 @pytest.fixture(params=["base", "aligned-1k"])

@@ -100,6 +100,7 @@ async def test_penalties_and_bias_reach_over_turns_and_over_the_other_models_tex
     assert await in_turns(session, sampling, 16) == expected(real, start, heard, sampling, 16)
 
 
+@pytest.mark.needs("adjust")
 async def test_requests_in_one_batch_do_not_disturb_each_other(engine: Engine):
     async def one(number: int) -> TokenIds:
         sampling = replace(GREEDY, **WISHES[number % len(WISHES)])
@@ -111,6 +112,7 @@ async def test_requests_in_one_batch_do_not_disturb_each_other(engine: Engine):
     assert await asyncio.gather(*(one(number) for number in range(12))) == alone
 
 
+@pytest.mark.needs("adjust")
 async def test_reported_probabilities_stay_the_models_own(engine: Engine):
     (first,) = await plain(engine, PROMPTS[0], 1)
     sampling = replace(GREEDY, logit_bias=((first.id, -100.0),), presence_penalty=1.0)
@@ -122,6 +124,7 @@ async def test_reported_probabilities_stay_the_models_own(engine: Engine):
     assert seen.top_prob == pytest.approx(first.top_prob, abs=1e-5)
 
 
+@pytest.mark.needs("adjust")
 async def test_the_threshold_looks_at_the_raw_distribution(engine: Engine):
     (first,) = await plain(engine, PROMPTS[0], 1)
     sampling = replace(GREEDY, logit_bias=((first.id, -100.0),))
@@ -162,6 +165,7 @@ async def test_a_stop_token_inside_a_word_ends_it_and_one_behind_it_does_not(eng
     assert ids(shorter) == ids(word[: ids(word).index(word[-1].id)])
 
 
+@pytest.mark.needs("adjust")
 async def test_the_end_does_not_come_before_its_time(engine: Engine):
     ends = engine.info.stop_ids
     for prompt in PROMPTS:
@@ -181,6 +185,7 @@ async def test_the_end_does_not_come_before_its_time(engine: Engine):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.needs("grammar")
 async def test_a_grammar_holds_over_turns_and_over_the_other_models_text(
     engine: Engine, temperature: float
 ):
@@ -227,6 +232,7 @@ async def test_with_a_grammar_p1_is_that_of_the_likeliest_allowed_token(real: En
         assert end.reason == reason
 
 
+@pytest.mark.needs("grammar")
 async def test_what_is_taken_back_is_taken_back_in_the_grammar_too(engine: Engine):
     grammar = compile_schema(SCHEMA)
     tokenizer = engine.info.tokenizer

@@ -63,6 +63,7 @@ async def test_2_without_probabilities_it_writes_the_same(
         assert all(len(token.top) == 1 and token.top_prob > 0 for token in got)
 
 
+@pytest.mark.needs("distribution")
 async def test_2_every_token_can_be_asked_for(engine: Engine):
     look = TurnParams(GREEDY, max_tokens=1, stop_below=2.0, top=EVERY_TOKEN)
     _, end = await run(opened(engine, PROMPTS[0]), look)
@@ -292,6 +293,7 @@ async def one_token(engine: Engine, context: list[int], top: int) -> Token:
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("drafted", [0, 1, 5, 40])
+@pytest.mark.needs("check")
 async def test_8_a_draft_is_checked_at_each_of_its_positions(
     engine: Engine, prompt: str, drafted: int
 ):
@@ -320,6 +322,7 @@ async def test_8_a_draft_is_checked_at_each_of_its_positions(
     await session.aclose()
 
 
+@pytest.mark.needs("check")
 async def test_8_a_new_draft_is_checked_to_its_end(engine: Engine):
     """Nobody wrote it before, so no cache has it."""
     tokenizer = engine.info.tokenizer
@@ -333,6 +336,7 @@ async def test_8_a_new_draft_is_checked_to_its_end(engine: Engine):
     await session.aclose()
 
 
+@pytest.mark.needs("check")
 async def test_8_a_check_after_a_turn_and_a_turn_after_a_check(engine: Engine):
     whole = await plain(engine, PROMPTS[0], 12)
     session = opened(engine, PROMPTS[0])
@@ -345,6 +349,7 @@ async def test_8_a_check_after_a_turn_and_a_turn_after_a_check(engine: Engine):
     await session.aclose()
 
 
+@pytest.mark.needs("check")
 async def test_8_a_draft_that_fills_the_context_is_cut(engine: Engine):
     length = engine.info.context_length - 3
     session = engine.open([*engine.info.tokenizer.encode_prompt("Once"), *[70] * length][:length])
@@ -355,6 +360,7 @@ async def test_8_a_draft_that_fills_the_context_is_cut(engine: Engine):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.needs("score")
 async def test_8_a_context_is_scored_at_each_of_its_ids(engine: Engine, prompt: str):
     """As often as it is asked, though the engine's cache has it all; whoever wrote it."""
     tokenizer = engine.info.tokenizer
@@ -389,6 +395,7 @@ async def test_8_a_context_is_scored_at_each_of_its_ids(engine: Engine, prompt: 
     await session.aclose()
 
 
+@pytest.mark.needs("score")
 async def test_8_a_context_with_room_for_one_more_is_scored(engine: Engine):
     length = engine.info.context_length - 1
     session = engine.open([*engine.info.tokenizer.encode_prompt("Once"), *[70] * length][:length])
@@ -401,6 +408,7 @@ async def test_8_a_context_with_room_for_one_more_is_scored(engine: Engine):
         await each.aclose()
 
 
+@pytest.mark.needs("score")
 async def test_8_scores_at_once_are_what_each_is_alone(engine: Engine):
     prompts = [engine.info.tokenizer.encode_prompt(f"{prompt} so") for prompt in PROMPTS]
 

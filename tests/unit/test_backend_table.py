@@ -115,13 +115,17 @@ def test_what_its_engines_cannot_have_together_is_told_with_the_configuration(
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_row_is_named_by_its_settings(name: str):
-    assert backends.of(BACKENDS[name].settings(model="m")) is BACKENDS[name]
+    assert backends.of(BACKENDS[name].settings.model_construct(model="m")) is BACKENDS[name]
 
 
-@pytest.mark.parametrize("name", ["start", "examine", "hardware"])
-def test_what_vllms_row_imports_later_is_there(name: str):
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [*(("vllm", name) for name in ("start", "examine", "hardware")), ("remote", "start"),
+     ("remote", "examine")],
+)  # fmt: skip
+def test_what_a_row_imports_later_is_there(row: str, name: str):
     """Looked for and not imported: that takes seconds."""
-    named = inspect.getclosurevars(getattr(BACKENDS["vllm"], name)).nonlocals
+    named = inspect.getclosurevars(getattr(BACKENDS[row], name)).nonlocals
     spec = find_spec(named["module"])
     assert spec is not None
     assert spec.origin is not None

@@ -83,7 +83,8 @@ def test_the_papers_thresholds_are_the_papers() -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_each_engine_argument_is_one_of_vllm(path: Path) -> None:
     for engine in config.load(path).engines.values():
-        assert engine.engine_args().keys() <= engine_args()
+        if isinstance(engine, VllmSettings):
+            assert engine.engine_args().keys() <= engine_args()
 
 
 def test_every_engine_setting_is_an_argument_of_vllm() -> None:
@@ -152,11 +153,11 @@ def test_other_variables_of_the_environment_are_left_alone(
         (GOOD.replace("base: big", "base: bigg"), r"models.pair.base: no engine is named 'bigg' "
          r"\(there are: big, small\); did you mean 'big'\?$"),
         (GOOD.replace("{model: org/big", "{backend: tgi, model: org/big"), "engines.big.backend: "
-         "Input should be 'vllm' or 'scripted'"),
+         "Input should be 'vllm' or 'remote' or 'scripted'"),
         (GOOD.replace("{model: org/big", "{backend: null, model: org/big"),
-         "engines.big.backend: Input should be 'vllm' or 'scripted'"),
+         "engines.big.backend: Input should be 'vllm' or 'remote' or 'scripted'"),
         (GOOD.replace("{model: org/big", "{backend: [vllm], model: org/big"),
-         "engines.big.backend: Input should be 'vllm' or 'scripted'"),
+         "engines.big.backend: Input should be 'vllm' or 'remote' or 'scripted'"),
         (GOOD.replace("{model: org/big", "{backend: scripted, model: org/big"),
          "engines.big.device: Extra inputs are not permitted"),
         (GOOD.replace("{model: org/big, device: \"0\"}", "org/big"), "engines.big: Input should be "

@@ -5,6 +5,7 @@ No Docker is needed. What an engine or a registry would say is not looked at her
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import re
@@ -21,20 +22,22 @@ import pytest
 import yaml
 
 from server import config
+from server.engines.remote.backend import RemoteSettings
+from server.engines.remote.probe import PLUGIN
 from server.engines.vllm import build
 from tests.conftest import ROOT
 
 DOCKER = ROOT / "docker"
 DOCKERFILES = sorted(DOCKER.glob("Dockerfile.*"))
 COMPOSE = sorted(DOCKER.glob("compose*.yaml"))
-BASES = ("compose.yaml", "compose.cpu.yaml")
+BASES = ("compose.yaml", "compose.cpu.yaml", "compose.remote.yaml")
 OVERLAYS = ("compose.split.yaml", "compose.webui.yaml", "compose.monitoring.yaml")
 STACKS = [
     (base, *chosen)
     for base in BASES
     for count in range(len(OVERLAYS) + 1)
     for chosen in itertools.combinations(OVERLAYS, count)
-    if not (base == "compose.cpu.yaml" and "compose.split.yaml" in chosen)
+    if base == "compose.yaml" or "compose.split.yaml" not in chosen
 ]
 VARIABLE = re.compile(r"\$\{(\w+)(?::[-?]([^}]*))?\}")
 
@@ -116,7 +119,8 @@ def test_compose_takes_every_stack():
     command = shutil.which("docker-compose")
     if command is None:
         pytest.skip("there is no docker-compose")
-    env = {"NUDGE_API_KEY": "k", "WEBUI_SECRET_KEY": "s", "GRAFANA_PASSWORD": "p"}
+    needed = ("NUDGE_API_KEY", "NUDGE_ENGINE_KEY", "WEBUI_SECRET_KEY", "GRAFANA_PASSWORD")
+    env = dict.fromkeys(needed, "x")
     for names in STACKS:
         files = [part for name in names for part in ("-f", str(DOCKER / name))]
         done = subprocess.run(
@@ -134,7 +138,7 @@ def test_compose_takes_every_stack():
             targets = [place(volume) for volume in own[name]["volumes"]]
             assert sorted(volume["target"] for volume in service["volumes"]) == sorted(targets)
             gpus = [
-                device["count"]
+                device.get("count") or str(device["device_ids"])
                 for each in (own[name], service)
                 for device in each.get("deploy", {})
                 .get("resources", {})
@@ -242,10 +246,68 @@ def test_the_configurations_load_and_their_gpus_are_reserved(name: str):
 
 def test_what_compose_sets_is_a_setting(monkeypatch: pytest.MonkeyPatch):
     for base in BASES:
-        for name, value in read(DOCKER / base)["services"]["nudge"]["environment"].items():
-            monkeypatch.setenv(name, VARIABLE.sub("secret", value))
-    settings = config.load(DOCKER / "nudge.yaml")
-    assert [key.get_secret_value() for key in settings.server.api_keys] == ["secret"]
+        name = "nudge.remote.yaml" if "remote" in base else "nudge.yaml"
+        with monkeypatch.context() as environment:
+            for key, value in read(DOCKER / base)["services"]["nudge"]["environment"].items():
+                environment.setenv(key, VARIABLE.sub("secret", value))
+            settings = config.load(DOCKER / name)
+        assert [key.get_secret_value() for key in settings.server.api_keys] == ["secret"]
+
+
+def test_the_engines_elsewhere_are_those_that_are_started_beside_it(monkeypatch):
+    services = stack(("compose.remote.yaml",))["services"]
+    for key, value in services["nudge"]["environment"].items():
+        monkeypatch.setenv(key, VARIABLE.sub("secret", value))
+    settings = config.load(DOCKER / "nudge.remote.yaml")
+    assert services.keys() == {"nudge", *settings.engines}
+    assert filled(services["nudge"]["volumes"][0]).startswith("./nudge.remote.yaml:")
+    gpus = []
+    for name, engine in settings.engines.items():
+        assert isinstance(engine, RemoteSettings)
+        service = services[name]
+        assert engine.all_urls == (f"http://{name}:8000",)
+        assert engine.all_headers() == {"Authorization": "Bearer secret"}
+        assert "NUDGE_ENGINE_KEY" in service["environment"]["VLLM_API_KEY"]
+        model, *arguments = service["command"]
+        assert model == engine.model
+        assert " ".join(arguments).endswith(PLUGIN)
+        (mount,) = [each for each in service["volumes"] if each.startswith("../server:")]
+        inside = Path(mount.split(":")[1])
+        assert service["environment"]["PYTHONPATH"] == str(inside.parent)
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        gpus += device["device_ids"]
+    assert len(set(gpus)) == len(settings.engines)
+    web = read(DOCKER / "compose.webui.yaml")["services"]["webui"]["environment"]
+    assert filled(web["DEFAULT_MODELS"]) in settings.models
+    module, _, name = PLUGIN.split()[1].partition(":")
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8"))
+    assert name in [each.name for each in tree.body if isinstance(each, ast.ClassDef)]
+
+
+def test_the_stop_processor_needs_nothing_that_vllm_does_not_bring():
+    """Its modules are mounted into vLLM's image, or installed there without what they depend on."""
+    brought = {"vllm", "torch", "numpy", "tokenizers", "transformers", "llguidance"}
+    module = PLUGIN.split()[1].partition(":")[0]
+    seen: set[str] = set()
+    coming = [module]
+    while coming:
+        name = coming.pop()
+        path = ROOT / name.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in seen or not path.is_file():
+            continue
+        seen.add(name)
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            found = []
+            if isinstance(node, ast.Import):
+                found = [each.name for each in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found = [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+            for each in found:
+                top = each.partition(".")[0]
+                coming += [each] if top == "server" else []
+                assert top in {"server", *brought, *sys.stdlib_module_names}, (name, each)
+    assert "server.text.tokenizer" in seen
 
 
 def test_the_web_ui_has_the_servers_key_and_address():

@@ -1,17 +1,16 @@
 """What vLLM is asked for: the sampling parameters of a turn, a check and a score.
 
-Knows: vLLM's `SamplingParams`, and what `server.engines.vllm.processor` and `logits` read of them.
-Does not know: outputs, sessions, when a turn ends.
+Knows: vLLM's `SamplingParams`. Does not know: what the stop processor reads of them (`told`),
+outputs, sessions, when a turn ends.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import vllm
 from vllm.sampling_params import RequestOutputKind
 
 from server.engines.base import EVERY_TOKEN, EngineInfo, TurnParams
+from server.engines.vllm import told
 
 
 def for_check(top: int, drafted: bool) -> vllm.SamplingParams:
@@ -76,23 +75,13 @@ def for_turn(
     sampling = params.sampling
     reported = params.reported
     everything = reported >= EVERY_TOKEN
-    extra = _adjustment(params, info, prompt_length, session)
-    if params.stop_below is not None:
-        extra["nudge_below"] = params.stop_below
-    elif params.word is not None:
-        extra |= {"nudge_word": list(params.word), "nudge_greedy": params.by_argmax}
-    if params.stop_below is not None or params.word is not None:
-        extra["nudge_stop"] = info.stop_ids[0]
-    seed = None
-    if sampling.seed is not None and not sampling.greedy:
-        # The same seed in every turn would draw the same numbers in every turn.
-        seed = (sampling.seed * 1_000_003 + params.turn) % 2**31
+    extra = told.extra_args(params, info, prompt_length, session)
     return vllm.SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         min_p=sampling.min_p,
-        seed=seed,
+        seed=told.seed(params),
         max_tokens=most,
         stop_token_ids=[*info.stop_ids, *params.ends, *params.stop_token_ids],
         logprobs=-1 if everything else reported or None,
@@ -103,29 +92,3 @@ def for_turn(
         extra_args=extra or None,
         skip_clone=True,  # it is made for one turn and never changed
     )
-
-
-def _adjustment(
-    params: TurnParams, info: EngineInfo, prompt_length: int, session: str
-) -> dict[str, Any]:
-    """What `server.engines.vllm.logits.Adjustment` is told in the engine's process."""
-    if not params.adjusted:
-        return {}
-    sampling = params.sampling
-    adjust: dict[str, Any] = {
-        "output_from": prompt_length,
-        "bias": [list(each) for each in sampling.logit_bias],
-        "not_before": [list(each) for each in params.not_before],
-    }
-    if sampling.penalized:
-        adjust["penalties"] = [
-            sampling.presence_penalty,
-            sampling.frequency_penalty,
-            sampling.repetition_penalty,
-        ]
-    if params.grammar is not None:
-        adjust["grammar"] = params.grammar.source
-        adjust["begun"] = params.grammar.begun
-        adjust["session"] = session
-        adjust["ends"] = list(info.stop_ids)
-    return {"nudge_adjust": adjust}

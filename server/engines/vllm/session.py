@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 
@@ -27,7 +26,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from server.core import EngineUnavailable, TokenIds
 from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
 from server.engines.silence import Watch
-from server.engines.turn import Turn, likeliest
+from server.engines.turn import Turn
 from server.engines.vllm import outputs, requests
 from server.engines.vllm.resumable import Capacity, ResumableRequest, Share
 from server.text.words import Part
@@ -148,7 +147,7 @@ class VllmSession:
                             break
                     else:
                         if stopped is not None:
-                            _offer_stopped(turn, stopped)
+                            turn.offer_stopped(stopped)
                         self._kept_until = len(ids)
                 yield turn.end
             finally:
@@ -320,26 +319,3 @@ class VllmSession:
                 await self._turn.aclose()
         finally:
             await self._forget()
-
-
-def _offer_stopped(turn: Turn, last: Token) -> None:
-    """A stop token ended the turn in the engine: the model's own, or one that the processor
-    forced. What the model wanted there is offered.
-
-    A sampled word is ended by this side, which sees the tokens, before the processor forces
-    anything; a stop token that arrives here was drawn.
-    """
-    params = turn.params
-    if params.stop_below is not None:
-        # With a grammar p1 is not seen here. Base or not, its end and its doubt are one event.
-        doubt = params.grammar is not None and last.id in turn.stop_ids
-        turn.offer(last, -math.inf if doubt else None, ended=True)
-    elif params.word is not None and params.by_argmax:
-        wanted = likeliest(last)
-        turn.offer(wanted, ended=True)
-        tied = len(last.top) > 1 and last.top[0][1] == last.top[1][1]
-        assert turn.end is not None
-        if tied and turn.end.reason == "word" and wanted.id not in params.stop_token_ids:
-            turn.end = TurnEnd("word")  # the engine's choice may have been the other one
-    else:
-        turn.offer(last, ended=True)

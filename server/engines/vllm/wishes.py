@@ -6,13 +6,15 @@ A request opts in through ``SamplingParams.extra_args``:
     nudge_word    ids of the word so far: force the stop token once the word is complete
     nudge_greedy  with nudge_word: whether the arg max is what will be sampled
     nudge_stop    the id of the stop token to force
-    nudge_adjust  what else the request wants (`server.engines.vllm.logits.Adjustment`)
+    nudge_adjust  what else the request wants (`server.engines.vllm.logits.Adjustment`), or that
+                  as JSON
 
 Does not know: batches, sessions, HTTP.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, NamedTuple
 
@@ -54,6 +56,8 @@ class Wish(NamedTuple):
 def validate(params: SamplingParams) -> None:
     """Raises `ValueError`."""
     args = params.extra_args or {}
+    if isinstance(args.get("nudge_adjust"), str):  # by HTTP, where values are flat
+        args["nudge_adjust"] = json.loads(args["nudge_adjust"])
     if not isinstance(args.get("nudge_adjust", {}), dict):
         raise ValueError("nudge_adjust must be a mapping")
     if not {"nudge_below", "nudge_word"} & args.keys():

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -342,3 +343,21 @@ async def test_degraded_is_said_where_every_model_still_answers(starter):
         engine(registry, "base").dead = False
         assert registry.state == "engine_unavailable"
     assert registry.state == "loading"
+
+
+async def test_an_engine_elsewhere_is_waited_for_and_not_started(starter, caplog):
+    async with running(starter, settings(restart_limit=0)) as registry:
+        far = engine(registry, "base")
+        far._info = replace(far.info, elsewhere=True)
+        async with supervised(registry) as task:
+            for _ in range(2):
+                far.dead = True
+                await asyncio.sleep(0.05)
+                with pytest.raises(EngineUnavailable, match="'base' can't be reached"):
+                    registry.engines.living("base")
+                far.dead = False
+                await asyncio.sleep(0.05)
+                assert registry.engines.living("base") is far
+            assert not task.done()
+        assert len(starter.of("base")) == 1
+        assert caplog.text.count("struck down") == 2

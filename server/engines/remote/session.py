@@ -1,0 +1,216 @@
+"""A session on servers elsewhere: a list of ids, and whose turn is one request over them.
+
+The ids are all there is of it, so a turn that fails on one server goes on on another from where it
+was: with the same text, where it is greedy. Knows: when a turn is asked for again. Does not know:
+HTTP, which server is chosen, when a turn ends.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TypeVar
+
+from server.core import EngineUnavailable, InvalidRequest, TokenIds
+from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
+from server.engines.remote import protocol
+from server.engines.remote.client import Failed
+from server.engines.remote.protocol import Chunk, Malformed
+from server.engines.remote.replicas import Replica, Replicas
+from server.engines.turn import Turn
+
+Answer = TypeVar("Answer")
+
+
+class Core:
+    """What the sessions of one engine share. model: as the servers name it. retries: of a turn."""
+
+    def __init__(self, info: EngineInfo, replicas: Replicas, model: str, retries: int) -> None:
+        self.info = info
+        self.replicas = replicas
+        self.model = model
+        self.retries = retries
+        self.running = 0
+
+
+class RemoteSession:
+    """See `server.engines.base.Session`."""
+
+    def __init__(self, core: Core, prompt: TokenIds) -> None:
+        self._core = core
+        self._ids = list(prompt)
+        self._prompt_length = len(prompt)
+        self._key = uuid.uuid4().hex  # of no other session of any orchestrator
+        self._turn: AsyncGenerator[Token | TurnEnd] | None = None
+        self._at: Replica | None = None  # whose cache has what was read
+        self._unread = len(prompt)
+        self._failed = 0  # requests of the turn
+        self._busy = False
+        self.steps = 0
+        self.prefilled = 0
+
+    @property
+    def length(self) -> int:
+        return len(self._ids)
+
+    def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
+        self._turn = self._generate(params)
+        return self._turn
+
+    async def _generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
+        core, info = self._core, self._core.info
+        turn = Turn(params, info.tokenizer, info.stop_ids, info.context_length - self.length)
+        self._begin()
+        try:
+            while turn.end is None:
+                replica = await self._place()
+                stream = self._asked(turn, replica)
+                try:
+                    async with aclosing(stream) as chunks:
+                        async for chunk in chunks:
+                            self._heard(chunk)
+                            for token in chunk.tokens:
+                                if turn.offer(token):
+                                    self._ids.append(token.id)
+                                    yield token
+                                if turn.end is not None:
+                                    break
+                            else:
+                                if chunk.finish == "stop":
+                                    _end(turn, chunk.stopped, replica)
+                            if turn.end is not None and chunk.finish is None:
+                                break  # on which the server stops too
+                    core.replicas.went_well(replica)
+                except Failed as failed:
+                    if turn.end is None:  # else only what comes behind it is missing
+                        self._again(replica, failed)
+            yield turn.end
+        finally:
+            self._finish()
+
+    def _asked(self, turn: Turn, replica: Replica) -> AsyncGenerator[Chunk]:
+        core, rest = self._core, turn.rest()
+        assert replica.found is not None
+        body = protocol.turn(
+            rest,
+            core.info,
+            self._ids.copy(),
+            model=core.model,
+            plugin=replica.found.plugin,
+            prompt_length=self._prompt_length,
+            session=self._key,
+        )
+        if "seed" in body:  # what was drawn before it failed is not drawn again
+            body["seed"] += len(turn.taken)
+        return replica.client.stream(body, rest.reported, self._key)
+
+    def _heard(self, chunk: Chunk) -> None:
+        self.steps += chunk.positions
+        self.prefilled += self._unread
+        self._unread = 0
+
+    async def score(self, top: int) -> list[Token]:
+        ids, core = self._ids.copy(), self._core
+        body = protocol.look(core.model, ids, prompt_logprobs=top)
+
+        async def ask(replica: Replica) -> list[Token]:
+            said = await replica.client.complete(body, session=self._key)
+            try:
+                return protocol.scores(said, ids, top)
+            except Malformed as error:
+                raise Failed("failed", f"{replica.url}: {error}") from error
+
+        found = await self._once(ask)
+        self.steps += 1
+        self.prefilled += len(ids)
+        self._unread = 0
+        return found
+
+    async def check(self, draft: TokenIds, top: int) -> list[Token]:
+        raise NotImplementedError("its engine lacks the ability")  # the contract, 8
+
+    async def _once(self, ask: Callable[[Replica], Awaitable[Answer]]) -> Answer:
+        self._begin()
+        try:
+            while True:
+                replica = await self._place()
+                try:
+                    answer = await ask(replica)
+                except Failed as failed:
+                    self._again(replica, failed)
+                    continue
+                self._core.replicas.went_well(replica)
+                return answer
+        finally:
+            self._finish()
+
+    # -- where it is asked -------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._busy:
+            raise RuntimeError("a turn of this session runs already")
+        self._busy = True
+        self._core.running += 1
+        self._failed = 0
+
+    def _finish(self) -> None:
+        if self._busy:
+            self._busy = False
+            self._core.running -= 1
+
+    async def _place(self) -> Replica:
+        """The server of the next request."""
+        at = self._at
+        replica = await self._core.replicas.take(at, at if self._failed else None)
+        if replica is not at:
+            self._leave()
+            self._at = replica
+            replica.sessions += 1
+            self._unread = len(self._ids)
+        return replica
+
+    def _leave(self) -> None:
+        if self._at is not None:
+            self._at.sessions -= 1
+            self._at = None
+
+    def _again(self, replica: Replica, failed: Failed) -> None:
+        """A request failed: whether it is made again. Raises what ends the turn."""
+        core = self._core
+        if failed.kind == "refused":
+            raise InvalidRequest(f"engine {core.info.name!r} refused: {failed}") from failed
+        core.replicas.went_wrong(replica, failed)
+        self._failed += 1
+        if self._failed > core.retries or not core.replicas.may_retry():
+            raise EngineUnavailable(f"engine {core.info.name!r} failed: {failed}") from failed
+
+    async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
+        if drop:
+            del self._ids[-drop:]
+        self._ids += ids
+        self._unread += len(ids)
+
+    async def aclose(self) -> None:
+        try:
+            if self._turn is not None:
+                await self._turn.aclose()
+        finally:
+            self._leave()
+
+
+def _end(turn: Turn, last: Token | None, replica: Replica) -> None:
+    """The server ended the turn: at a token that ends the text, or where the processor forced it.
+
+    Where no rule says so, it is an end that only the server knows of.
+    """
+    if last is None:
+        turn.end = TurnEnd("stop")
+        return
+    known = last.id in (*turn.stop_ids, *turn.params.ends, *turn.params.stop_token_ids)
+    if known and replica.found is not None and replica.found.plugin:
+        turn.offer_stopped(last)
+    else:
+        turn.offer(last, ended=True)
+        if turn.end == TurnEnd("word"):
+            turn.end = TurnEnd("stop", last)

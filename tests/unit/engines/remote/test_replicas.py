@@ -1,0 +1,133 @@
+"""Several servers that are one engine."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from server.core import EngineUnavailable
+from server.engines.base import TurnParams, collect
+from tests.unit.engines.remote.conftest import GREEDY, TURNS, turn, written
+
+LONG = TurnParams(GREEDY, max_tokens=40, stop_below=0.0)
+
+
+async def until(holds, within_s: float = 5.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("plugin", [True, False])
+async def test_a_server_dies_under_sixteen_streams_and_no_text_changes(
+    servers, engines, local, plugin
+):
+    fakes = [await servers(plugin=plugin, step_s=0.01) for _ in range(3)]
+    engine = await engines(*fakes)
+    prompts = [f"Stream {number}" for number in range(16)]
+    expected = [await turn(local, prompt, LONG) for prompt in prompts]
+    running = [asyncio.create_task(turn(engine, prompt, LONG)) for prompt in prompts]
+    await until(lambda: fakes[1].streams >= 4)
+    await asyncio.sleep(0.05)
+    cut = fakes[1].streams
+    assert cut
+    await fakes[1].kill()
+    got = await asyncio.gather(*running)
+    assert [(written(tokens), end.reason) for tokens, end in got] == [
+        (written(tokens), end.reason) for tokens, end in expected
+    ]
+    asked = sum(len(fake.bodies) for fake in fakes)
+    assert 16 + cut == asked  # each that was cut off goes on once, and nobody else is asked again
+    assert engine.alive
+
+
+async def test_turns_are_spread_and_a_session_stays(servers, engines):
+    fakes = [await servers() for _ in range(3)]
+    engine = await engines(*fakes)
+    sessions = [engine.open([70 + number]) for number in range(6)]
+    for _ in range(3):
+        for session in sessions:
+            await collect(session, TurnParams(GREEDY, max_tokens=1))
+            await session.extend([80])
+    assert [len(fake.bodies) for fake in fakes] == [6, 6, 6]
+    begins = [{body["prompt"][0] for body in fake.bodies} for fake in fakes]
+    assert all(len(each) == 2 for each in begins)
+    for session in sessions:
+        await session.aclose()
+    assert [each.sessions for each in engine.replicas.all] == [0, 0, 0]
+
+
+async def test_one_that_comes_back_is_let_in_again(servers, engines, caplog):
+    fakes = [await servers() for _ in range(2)]
+    engine = await engines(*fakes)
+    await fakes[0].kill()
+    await until(lambda: len(engine.replicas.up) == 1)  # seen without a turn
+    await fakes[0].start()
+    await until(lambda: len(engine.replicas.up) == 2)
+    assert "goes on without" in caplog.text
+    assert "again" in caplog.text
+
+
+async def test_one_that_comes_back_with_another_model_is_not(servers, engines, caplog):
+    fakes = [await servers() for _ in range(2)]
+    engine = await engines(*fakes)
+    await fakes[0].kill()
+    await until(lambda: len(engine.replicas.up) == 1)
+    fakes[0].model = "other"
+    await fakes[0].start()
+    await until(lambda: "serves 'other', and not 'm'" in caplog.text)
+    await asyncio.sleep(0.3)
+    assert [each.client.url for each in engine.replicas.up] == [fakes[1].url]
+    assert caplog.text.count("serves 'other'") == 1  # told once
+
+
+async def test_a_model_that_is_swapped_under_it_is_noticed_by_the_turn(servers, engines, local):
+    fakes = [await servers() for _ in range(2)]
+    engine = await engines(*fakes, health_interval_s=60)
+    fakes[0].model = "other"
+    for prompt in ("One", "Two", "Three"):
+        got, _ = await turn(engine, prompt, TURNS["plain"])
+        assert written(got) == written((await turn(local, prompt, TURNS["plain"]))[0])
+    assert [each.client.url for each in engine.replicas.up] == [fakes[1].url]
+
+
+async def test_one_without_the_processor_is_not_let_in_beside_one_with_it(servers, engines, caplog):
+    engine = await engines(await servers(), await servers(plugin=False))
+    assert len(engine.replicas.up) == 1
+    assert "stop processor absent" in caplog.text
+
+
+async def test_one_that_is_not_there_at_the_start_may_come_later(servers, engines):
+    first, second = await servers(), await servers()
+    await first.kill()
+    engine = await engines(first, second)
+    assert len(engine.replicas.up) == 1
+    await first.start()
+    await until(lambda: len(engine.replicas.up) == 2)
+
+
+async def test_with_none_left_it_is_dead_and_says_why_and_lives_again(servers, engines):
+    fake = await servers()
+    engine = await engines(fake)
+    await fake.kill()
+    with pytest.raises(EngineUnavailable, match="can't be reached"):
+        await turn(engine, "Hello", TURNS["plain"])
+    assert not engine.alive
+    with pytest.raises(EngineUnavailable, match=fake.url):
+        await engine.check_health()
+    await fake.start()
+    await until(lambda: engine.alive)
+    await engine.check_health()
+
+
+async def test_a_busy_one_sends_its_turns_to_the_others(servers, engines):
+    busy = await servers(trouble=lambda _: "429")
+    busy.retry_after = "60"
+    other = await servers()
+    engine = await engines(busy, other)
+    for prompt in ("One", "Two", "Three", "Four"):
+        await turn(engine, prompt, TURNS["plain"])
+    assert len(busy.bodies) == 1
+    assert len(other.bodies) == 4
+    assert len(engine.replicas.up) == 2
