@@ -759,7 +759,7 @@ def said_by_parts(answer: Locator) -> list[tuple[str, str]]:
     """The folded ones' titles and texts; what isn't folded has no title."""
     found = answer.locator(".text").evaluate(
         """each => [...each.childNodes].map((part) => part.localName === "details"
-          ? [part.children[0].textContent, part.children[1].textContent] : ["", part.textContent])"""
+          ? [...part.children].map((child) => child.textContent) : ["", part.textContent])"""
     )
     parts: list[tuple[str, str]] = []
     for title, text in found:
