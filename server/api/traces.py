@@ -70,8 +70,31 @@ class StoredSettings(_Part):
         return self.model_dump(include={"policy", *self.spec.settings})
 
 
-class StoredAnswer(_Part):
+class StoredText(_Part):
+    """Thoughts, or what is said."""
+
+    type: Literal["reasoning", "content"]
     text: str
+
+
+class StoredCall(_Part):
+    """id: none in the older shape."""
+
+    type: Literal["call"]
+    id: str | None = None
+    name: str
+    arguments: str
+
+    @property
+    def text(self) -> str:
+        return self.name + self.arguments
+
+
+class StoredAnswer(_Part):
+    """parts: what the text consists of, in order; None: all of it is said."""
+
+    text: str
+    parts: list[StoredText | StoredCall] | None = None
     finish_reason: FinishReason
     stop_reason: StopReason
     rounds: int = Field(ge=0)
@@ -114,6 +137,13 @@ class StoredTrace(_Part):
         return request
 
     @model_validator(mode="after")
+    def _has_its_parts(self) -> StoredTrace:
+        parts, text = self.answer.parts, self.answer.text
+        if parts is not None and "".join(part.text for part in parts) != text:
+            raise ValueError("answer.parts don't join to answer.text")
+        return self
+
+    @model_validator(mode="after")
     def _agrees_with_itself(self) -> StoredTrace:
         answer, nudging = self.answer, self.nudging
         kind = "pieces" if nudging is None else nudging.spec.trace
@@ -146,6 +176,10 @@ class StoredTrace(_Part):
         text = message["content"]
         if message.keys() & {"tool_calls", "function_call", "reasoning"}:
             text = "".join(piece["text"] for piece in trace["pieces"])
+            parts = _parts_of(message)
+            # Not where text came behind a call: a message doesn't say so.
+            if "".join(part.text for part in parts) == text:
+                trace["parts"] = [part.model_dump() for part in parts]
         return cls.model_validate(
             {
                 "format": FORMAT,
@@ -212,3 +246,17 @@ class StoredTrace(_Part):
         assert self.nudging is not None
         settings = self.nudging.model_copy(update={"gamma": gamma})
         return self.request | {"nudging": settings.asked | {"trace": True}}, settings
+
+
+def _parts_of(message: Json) -> list[StoredText | StoredCall]:
+    """What an assistant's message consists of, in the order in which it is written."""
+    texts: tuple[tuple[Literal["reasoning", "content"], str | None], ...] = (
+        ("reasoning", message.get("reasoning")),
+        ("content", message["content"]),
+    )
+    older = message.get("function_call")
+    calls = [{"function": older}] if older else message.get("tool_calls", [])
+    return [
+        *(StoredText(type=kind, text=text) for kind, text in texts if text),
+        *(StoredCall(type="call", id=call.get("id"), **call["function"]) for call in calls),
+    ]

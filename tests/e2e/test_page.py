@@ -724,6 +724,244 @@ def test_an_answer_can_be_copied(scripted: Server, visit: Open):
     assert page.evaluate("navigator.clipboard.readText()") == TALE
 
 
+# -- tools and thoughts ---------------------------------------------------------------------------
+
+LOOKUP = {
+    "name": "lookup",
+    "parameters": {"type": "object", "properties": {"entity": {}, "attribute": {}}},
+}
+TOOLS = [{"type": "function", "function": LOOKUP}]
+THOUGHT = "She has a job."
+SAID = "I'll look it up.\n"
+CALLED = {"entity": "Ava <b>", "attribute": "job"}
+LAID_OUT = "lookup" + json.dumps(CALLED, indent=2)
+
+
+def offer(page: Page, tools: str) -> None:
+    """Puts in tools, where nothing is open yet."""
+    page.locator("#more > summary").click()
+    page.locator("#tools-more > summary").click()
+    page.locator("#tools").fill(tools)
+
+
+def calling(answer: Locator) -> Locator:
+    # The first grammar of a server takes its time on a busy machine.
+    expect(answer.locator(".status")).to_have_text("calls a tool", timeout=30_000)
+    return answer
+
+
+def called(page: Page) -> Locator:
+    """An answer with thoughts and a call, as it is written."""
+    offer(page, json.dumps(TOOLS))
+    return calling(ask(page, "What does Ava do?"))
+
+
+def said_by_parts(answer: Locator) -> list[tuple[str, str]]:
+    """The folded ones' titles and texts; what isn't folded has no title."""
+    found = answer.locator(".text").evaluate(
+        """each => [...each.childNodes].map((part) => part.localName === "details"
+          ? [...part.children].map((child) => child.textContent) : ["", part.textContent])"""
+    )
+    parts: list[tuple[str, str]] = []
+    for title, text in found:
+        if parts and not title and not parts[-1][0]:
+            parts[-1] = ("", parts[-1][1] + text)
+        else:
+            parts.append((title, text))
+    return parts
+
+
+PARTS = [("Thoughts", THOUGHT), ("", SAID), ("Call of lookup", LAID_OUT)]
+
+
+def test_thoughts_and_calls_are_folded_and_tell_by_whom(scripted: Server, visit: Open):
+    page = visit(scripted, model="caller")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        answer = called(page)
+    body = sent.value.post_data_json
+    assert (body["tools"], body["tool_choice"]) == (TOOLS, "auto")
+    assert said_by_parts(answer) == PARTS
+    thoughts, call = answer.locator(".part.reasoning"), answer.locator(".part.call")
+    tip = page.get_by_role("tooltip")
+    for part in (thoughts, call):
+        expect(part.locator(".inner")).to_be_hidden()
+        part.locator("summary").click()
+        assert {speaker for speaker, _ in spans(part)} == {"base", "aligned"}
+        part.locator(".piece.aligned .ink:not(:empty)").last.hover()
+        expect(tip).to_contain_text("Aligned model")
+        part.locator(".piece.base .ink:not(:empty)").last.hover()
+        expect(tip).to_contain_text("Base model")
+    assert call.locator(".piece.name").text_content() == "lookup"
+    assert page.evaluate(CONTRAST) == []
+    page.set_viewport_size({"width": 320, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_the_arrow_keys_open_what_is_folded(scripted: Server, visit: Open):
+    page = visit(scripted, model="caller")
+    answer = called(page)
+    answer.locator(".text").focus()
+    page.keyboard.press("End")
+    expect(answer.locator(".part.call .current")).to_be_visible()
+    page.keyboard.press("Home")
+    expect(answer.locator(".part.reasoning .current")).to_be_visible()
+    expect(page.get_by_role("tooltip")).to_be_in_viewport()
+
+
+def test_a_call_is_answered_on_the_page(scripted: Server, visit: Open):
+    page = visit(scripted, model="caller")
+    answer = called(page)
+    page.locator("#tool-choice").select_option("none")
+    answer.get_by_label("Result of lookup").fill("a smith")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        answer.get_by_role("button", name="Send result").click()
+    body = sent.value.post_data_json
+    assert body["tool_choice"] == "none"
+    question, turn, result = body["messages"]
+    assert question == {"role": "user", "content": "What does Ava do?"}
+    assert (turn["role"], turn["content"], turn["reasoning_content"]) == (
+        "assistant",
+        SAID,
+        THOUGHT,
+    )
+    (call,) = turn["tool_calls"]
+    assert call["function"]["name"] == "lookup"
+    assert json.loads(call["function"]["arguments"]) == CALLED
+    assert result == {"role": "tool", "tool_call_id": call["id"], "content": "a smith"}
+    expect(page.locator(".question").last).to_have_text("Result: a smith")
+    expect(page.locator(".answer")).to_have_count(2)
+    done(page.locator(".answer").last)
+    # The chat goes on with all of it.
+    with page.expect_request("**/v1/chat/completions") as sent:
+        done(ask(page, "And then?"))
+    messages = sent.value.post_data_json["messages"]
+    assert messages[:3] == body["messages"]
+    assert [each["role"] for each in messages[3:]] == ["assistant", "user"]
+
+
+def test_a_chat_goes_on_though_a_call_was_not_answered(scripted: Server, visit: Open):
+    page = visit(scripted, model="caller")
+    called(page)
+    with page.expect_request("**/v1/chat/completions") as sent:
+        calling(ask(page, "Never mind."))
+    assert sent.value.post_data_json["messages"][1]["tool_calls"]
+
+
+def test_thoughts_and_calls_are_stored_and_opened(
+    scripted: Server, visit: Open, browser: Browser, tmp_path: Path
+):
+    page = visit(scripted, model="caller")
+    written = called(page)
+    pieces = spans(written)
+    path = save(page, written, "Save trace", tmp_path)
+    parts = StoredTrace.model_validate_json(path.read_bytes()).answer.parts
+    assert parts is not None
+    assert [part.type for part in parts] == ["reasoning", "content", "call"]
+    page = visit(scripted, model="tale")
+    page.locator("#file").set_input_files(path)
+    answer = calling(page.locator(".answer"))
+    assert said_by_parts(answer) == PARTS
+    assert spans(answer) == pieces
+    assert json.loads(page.locator("#tools").input_value()) == TOOLS
+    expect(answer.get_by_label("Result of lookup")).to_be_visible()
+    sheet = save(page, answer, "Save page", tmp_path / "sheet")
+    context = browser.new_context(offline=True)
+    try:
+        alone = context.new_page()
+        alone.goto(sheet.as_uri())
+        assert said_by_parts(alone.locator("main")) == PARTS
+        assert spans(alone.locator("main")) == pieces
+        alone.locator(".part.call summary").click()
+        alone.locator(".part.call .piece.aligned .ink:not(:empty)").last.hover()
+        expect(alone.get_by_role("tooltip")).to_contain_text("Aligned model")
+        assert alone.locator("b").count() == 0
+    finally:
+        context.close()
+    wrong = changed(path, lambda trace: trace["answer"]["parts"].pop(0))
+    page.locator("#file").set_input_files(wrong)
+    expect(page.locator("#trouble")).to_contain_text("answer.parts is missing or wrong")
+
+
+@pytest.mark.parametrize(
+    ("tools", "said"),
+    [
+        ("[{", "no JSON"),
+        ('{"type": "function"}', "no list"),
+        ('[{"type": "function", "function": {}}]', "Tool 1 has no function with a name"),
+    ],
+)
+def test_tools_that_are_none_are_told_at_their_field(
+    scripted: Server, visit: Open, tools: str, said: str
+):
+    page = visit(scripted, model="caller")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    offer(page, tools)
+    page.locator("#more > summary").click()  # closed again
+    page.get_by_label("Your question").fill("Well?")
+    page.keyboard.press("Enter")
+    told = page.locator("#tools-trouble")
+    expect(told).to_be_visible()
+    expect(told).to_contain_text(said)
+    expect(page.locator("#tools")).to_be_focused()
+    expect(page.locator("#tools")).to_have_attribute("aria-invalid", "true")
+    assert page.get_by_label("Your question").input_value() == "Well?"
+    assert page.locator(".answer").count() == 0
+    assert not [url for url in asked if url.endswith("/completions")]
+    page.locator("#tools").fill("")
+    done(ask(page))
+    expect(told).to_be_hidden()
+
+
+def test_arguments_are_laid_out_however_they_come(table: Page):
+    value = {"a": 'x, {y}: "z, \\', "b": [1, [], {}, {"c": None}], "d": True}
+    for text in (
+        json.dumps(value),
+        json.dumps(value, separators=(",", ":")),
+        json.dumps(value, indent=1),
+    ):
+        for size in (1, 3, 1000):
+            cut = [text[at : at + size] for at in range(0, len(text), size)]
+            found = table.evaluate(
+                """async (pieces) => {
+                  const { layout } = await import(new URL("playground/parts.js", location.href));
+                  return pieces.map(layout()).join("");
+                }""",
+                cut,
+            )
+            assert found == json.dumps(value, indent=2)
+
+
+def test_the_parts_of_an_answer_are_read_from_its_deltas(table: Page):
+    """Two calls, text behind them, and one that was cut: no half a call goes on with a chat."""
+    call = {"index": 0, "id": "1", "function": {"name": "f", "arguments": ""}}
+    deltas = [
+        {"role": "assistant", "content": ""},
+        {"tool_calls": [call]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
+        {"content": "So."},
+        {"tool_calls": [call | {"index": 1, "id": "2"}]},
+        {"tool_calls": [{"index": 1, "function": {"arguments": '{"a'}}]},
+    ]
+    parts, texts, message = table.evaluate(
+        """async (deltas) => {
+          const { add, message } = await import(new URL("playground/parts.js", location.href));
+          const parts = [];
+          const texts = deltas.map((delta) => add(parts, delta));
+          return [parts, texts, message({ parts })];
+        }""",
+        deltas,
+    )
+    assert parts == [
+        {"type": "call", "id": "1", "name": "f", "arguments": "{}"},
+        {"type": "content", "text": "So."},
+        {"type": "call", "id": "2", "name": "f", "arguments": '{"a'},
+    ]
+    assert texts == ["", "f", "{}", "So.", "f", '{"a']
+    whole = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    assert message == {"role": "assistant", "content": "So.", "tool_calls": [whole]}
+
+
 # -- the page itself ------------------------------------------------------------------------------
 
 

@@ -113,8 +113,35 @@ def test_a_call_is_stored_as_the_pieces_that_it_has():
     request = TRACE["request"] | {"tools": tools}
     trace = StoredTrace.of(request, settings, response | {"choices": [choice]})
     assert trace.answer.text == "f{}"
+    (part,) = trace.stored()["answer"]["parts"]
+    assert part == {"type": "call", "id": "1", "name": "f", "arguments": "{}"}
     assert trace.answer.finish_reason == "tool_calls"
     assert not trace.exact
+
+
+@pytest.mark.parametrize("said", ["She is.", None])
+def test_thoughts_and_what_is_said_are_told_apart(said: str | None):
+    settings = StoredTrace.model_validate(TRACE).nudging
+    assert settings is not None
+    call = {"name": "f", "arguments": "{}"}
+    message = {"role": "assistant", "reasoning": "Hm.", "content": said, "function_call": call}
+    pieces = [
+        {"text": text, "speaker": "aligned", "top_prob": 0.9}
+        for text in ("Hm.", said or "", "f", "{}")
+    ]
+    choice = {
+        "message": message,
+        "finish_reason": "function_call",
+        "nudging": {"pieces": pieces, "stop_reason": "aligned_end", "rounds": 1},
+    }
+    response = {"created": 1, "system_fingerprint": "x", "usage": TRACE["usage"]}
+    trace = StoredTrace.of(TRACE["request"], settings, response | {"choices": [choice]})
+    parts = trace.stored()["answer"]["parts"]
+    assert parts == [
+        {"type": "reasoning", "text": "Hm."},
+        *([{"type": "content", "text": said}] if said else []),
+        {"type": "call", "name": "f", "arguments": "{}"},
+    ]
 
 
 def test_keys_of_a_later_server_are_passed_over():
@@ -134,6 +161,14 @@ DAMAGED: dict[str, tuple[Callable[[Json], object], str]] = {
     "two answers": (lambda t: t["request"].update(n=2), "one answer"),
     "gamma as text": (lambda t: t["nudging"].update(gamma="0.4"), "nudging.gamma"),
     "gamma under 0": (lambda t: t["nudging"].update(gamma=-1), "nudging.gamma"),
+    "other parts": (
+        lambda t: t["answer"].update(parts=[{"type": "content", "text": "Sure! The"}]),
+        "answer.parts don't join",
+    ),
+    "another kind of part": (
+        lambda t: t["answer"].update(parts=[{"type": "picture", "text": "Sure! The dog."}]),
+        "answer.parts.0",
+    ),
     "another text": (lambda t: t["answer"].update(text="Sure!"), "don't join"),
     "no speaker": (lambda t: t["answer"]["pieces"][1].pop("speaker"), "answer.pieces.1.speaker"),
     "another speaker": (

@@ -3,36 +3,30 @@
 //
 // Text that a model wrote, or a file held, gets into the page as textContent and no other way.
 
+import { element } from "./element.js";
 import { ended, remedy } from "./ended.js";
 import { exportPage } from "./export.js";
 import { inspect } from "./inspect.js";
+import { answerable, message, sections, spoken } from "./parts.js";
 import { plot } from "./plot.js";
+import { resultsForm } from "./results.js";
+import { grow, spansOf } from "./text.js";
 import { hasGrammar, shownPieces, stored } from "./trace.js";
 import { compare } from "./whatif.js";
-
-export function element(name, { text, ...attributes } = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key in made && key !== "role") made[key] = value;
-    else made.setAttribute(key, value);
-  }
-  if (text !== undefined) made.textContent = text;
-  made.append(...children);
-  return made;
-}
 
 const percent = (share) => `${(100 * share).toFixed(share && share < 0.1 ? 1 : 0)} %`;
 let ids = 0;
 
 export class Answer {
   // record: see trace.js. title: who answers. say: tells a screen reader. again(answer, gamma):
-  // writes the answer at another γ; left out where that makes no sense.
-  constructor(record, { title, say, again = null }) {
+  // writes the answer at another γ; left out where that makes no sense. reply(answer, results): goes
+  // on with what came of its calls.
+  constructor(record, { title, say, again = null, reply }) {
     this.record = record;
     this.title = title;
     this.say = say;
+    this.reply = reply;
     this.timing = { asked: performance.now(), first: null, last: null, before: 0 };
-    this.length = 0; // characters that are shown
     this.same = 0;
     this.comparison = null;
     const id = `answer-${++ids}`;
@@ -132,6 +126,10 @@ export class Answer {
     this.status.textContent = how || (whole ? ended(this.record) : "");
     this.remedy.textContent = whole && !how ? remedy(this.record) : "";
     this.remedy.hidden = !this.remedy.textContent;
+    const calls = this.record.finish_reason === "tool_calls" ? answerable(this.record) : [];
+    if (calls.length) {
+      this.text.after(resultsForm(calls, (results) => this.reply(this, results)));
+    }
     if (this.record.text && !this.view.pieces.length) this.#append();
     this.view.end = this.record.rejected;
     this.actions.hidden = this.record.text === "" && !whole;
@@ -166,27 +164,26 @@ export class Answer {
   // Its first characters are known to be those of another answer, and are shown as such.
   share(length) {
     this.same = length;
-    let at = 0;
-    for (const span of this.text.children) {
-      at += span.textContent.length;
-      span.classList.toggle("same", at <= length);
-    }
+    this.#shared(0);
   }
 
   #append() {
     const pieces = shownPieces(this.record);
-    for (let at = this.view.pieces.length; at < pieces.length; at++) {
-      const { text, speaker } = pieces[at];
-      const lead = text.match(/^\s*/)[0];
-      const ink = element("span", { className: "ink", text: text.slice(lead.length) });
-      const span = element("span", { className: `piece ${speaker}`, "data-piece": at }, lead, ink);
-      this.length += text.length;
-      span.classList.toggle("same", this.length <= this.same);
-      this.text.append(span);
-    }
+    const from = this.view.pieces.length;
+    grow(this.text, sections(this.record.parts, pieces), from);
     this.view.pieces = [...pieces];
-    // Nothing is known of who wrote it.
-    if (!pieces.length) this.text.textContent = this.record.text;
+    this.#shared(from);
+  }
+
+  // Marks what is the same, from a piece on.
+  #shared(from) {
+    const { pieces } = this.view;
+    let length = pieces.slice(0, from).reduce((sum, { text }) => sum + text.length, 0);
+    for (let at = from; at < pieces.length; at++) {
+      length += pieces[at].text.length;
+      const span = this.text.querySelector(`[data-piece="${at}"]`);
+      span?.classList.toggle("same", length <= this.same);
+    }
   }
 
   // What the counters say, as [value, name].
@@ -274,7 +271,7 @@ export class Answer {
     const flips = this.comparison?.flips ?? [];
     const flipped = new Set(flips.map((flip) => flip.piece));
     const first = flips.length ? flips[0].piece : Infinity;
-    for (const span of this.text.children) {
+    for (const span of spansOf(this.text)) {
       const at = Number(span.dataset.piece);
       span.classList.toggle("flip", flipped.has(at));
       span.classList.toggle("first", at === first);
@@ -306,7 +303,8 @@ export class Answer {
   // -- what can be done with it ----------------------------------------------------------------
 
   async #copy(button) {
-    const done = await copied(this.record.text);
+    const said = message(this.record);
+    const done = await copied(said ? spoken(said) : this.record.text);
     button.textContent = done ? "Copied" : "Could not copy";
     this.say(button.textContent);
     setTimeout(() => (button.textContent = "Copy"), 1500);

@@ -1,9 +1,10 @@
 // The page put together: settings, turns of the conversation, and who is asked for what.
 
 import { ApiError, chat, models, state } from "./api.js";
-import { Answer, element, titleOf } from "./answer.js";
-import { textOf } from "./export.js";
-import { at, listen, restore, sampled, settings, show } from "./form.js";
+import { Answer, titleOf } from "./answer.js";
+import { element } from "./element.js";
+import { at, listen, restore, sampled, settings, show, toolsFit } from "./form.js";
+import { message, spoken } from "./parts.js";
 import { effective, newRecord, parse, take } from "./trace.js";
 
 const SAMPLES = {
@@ -203,23 +204,28 @@ function stop() {
 
 function made(record) {
   const comparable = record.policy?.trace === "decisions";
-  return new Answer(record, { title: titleOf(record), say, again: comparable ? anew : null });
+  return new Answer(record, { title: titleOf(record), say, again: comparable ? anew : null, reply });
 }
 
 // A turn on the page; its answers stand side by side. messages: what was asked, system and all.
-// before: how many of them to show before the question, where the page hasn't shown them yet.
-function turn(messages, answers, before = 0) {
-  const system = messages.filter(({ role }) => role === "system").map(said).join("\n");
+// earlier: whether to show what was said before the question, which the page hasn't shown yet.
+function turn(messages, answers, earlier = false) {
+  const system = messages.filter(({ role }) => role === "system").map(spoken).join("\n");
   const asked = messages.filter(({ role }) => role !== "system");
   const grid = element("div", { className: "answers" }, ...answers.map((each) => each.root));
   const root = element("li", {});
   if (system && system !== turns.at(-1)?.system) {
     root.append(element("p", { className: "earlier", text: `system: ${system}` }));
   }
-  for (const each of asked.slice(0, before)) {
-    root.append(element("p", { className: "earlier", text: `${each.role}: ${said(each)}` }));
+  const question = questionAt(asked);
+  for (const each of asked.slice(earlier ? 0 : question, question)) {
+    root.append(element("p", { className: "earlier", text: `${each.role}: ${spoken(each)}` }));
   }
-  root.append(element("p", { className: "question", text: said(asked.at(-1)) }), grid);
+  for (const each of asked.slice(question)) {
+    const text = each.role === "tool" ? `Result: ${spoken(each)}` : spoken(each);
+    root.append(element("p", { className: "question", text }));
+  }
+  root.append(grid);
   at("turns").append(root);
   turns.push({ messages: asked, system, answer: answers.at(-1) });
   at("empty").hidden = true;
@@ -227,26 +233,33 @@ function turn(messages, answers, before = 0) {
   follow();
 }
 
-const said = (message) => textOf(message.content);
+// Where the question begins: the last message, or all that came of an answer's calls.
+const questionAt = (asked) =>
+  Math.min(asked.findLastIndex(({ role }) => role !== "tool") + 1, asked.length - 1);
 
 // The messages of a question, after what was said before.
 function conversation(question) {
   const system = at("system").value.trim();
-  const last = turns.findLast(({ answer }) => answer.record.text); // others failed
+  const last = turns.findLast(({ answer }) => message(answer.record)); // others failed
   return [
     ...(system ? [{ role: "system", content: system }] : []),
     ...(last ? last.messages : []),
-    ...(last ? [{ role: "assistant", content: last.answer.record.text }] : []),
+    ...(last ? [message(last.answer.record)] : []),
     { role: "user", content: question },
   ];
 }
 
-async function ask(question) {
-  if (running) return;
+const ask = (question) => send(conversation(question));
+
+// Goes on from an answer's calls with what came of them.
+const reply = (answer, results) =>
+  send([...answer.record.request.messages, message(answer.record), ...results]);
+
+async function send(messages) {
+  if (running || !toolsFit()) return;
   const card = cards.get(at("model").value);
   if (!card) return load();
   trouble("");
-  const messages = conversation(question);
   const all = card.nudging && at("three").checked;
   const asked = all ? [`${card.id}:base`, `${card.id}:aligned`, card.id] : [card.id];
   const answers = asked.map((model) => {
@@ -289,14 +302,14 @@ function open(source) {
   reset();
   const { messages, model } = record.request;
   const system = messages.find(({ role }) => role === "system");
-  at("system").value = system ? said(system) : "";
+  at("system").value = system ? spoken(system) : "";
   if (cards.has(model)) {
     at("model").value = model;
     choose();
     restore(record, cards.get(model));
   }
   const answer = made(record);
-  turn(messages, [answer], messages.filter(({ role }) => role !== "system").length - 1);
+  turn(messages, [answer], true);
   answer.update();
   answer.timing.first = null; // how fast it came is not on record
   answer.end();
@@ -316,7 +329,7 @@ function reset() {
 at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const question = at("question").value.trim();
-  if (!question || running) return;
+  if (!question || running || !toolsFit()) return;
   at("question").value = "";
   ask(question);
 });

@@ -15,8 +15,10 @@ const ENDS = {
   round: ROUNDS,
 };
 
+const FINISHES = { length: LIMIT, tool_calls: "calls a tool" };
+
 export const ended = ({ stop_reason, finish_reason }) =>
-  ENDS[stop_reason] ?? (finish_reason === "length" ? LIMIT : "done");
+  ENDS[stop_reason] ?? FINISHES[finish_reason] ?? "done";
 
 // One sentence; "" where nothing has to be done.
 export function remedy(record) {

@@ -1,5 +1,6 @@
 // A trace as a page of its own: one file, which opens without a network and asks nobody anything.
 
+import { inks, sections, spoken, textOfPart, titleOfPart } from "./parts.js";
 import { hasGrammar, shownPieces } from "./trace.js";
 
 const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
@@ -13,11 +14,21 @@ async function file(name) {
   return response.text();
 }
 
-function span(piece, at) {
-  const lead = piece.text.match(/^\s*/)[0];
-  const ink = `<span class="ink">${escaped(piece.text.slice(lead.length))}</span>`;
-  const text = escaped(lead) + ink;
-  return `<span class="piece ${escaped(piece.speaker)}" data-piece="${at}">${text}</span>`;
+function span({ at, text, speaker, name }, part) {
+  const runs = inks(text, part).map((run) =>
+    run.ink ? `<span class="ink">${escaped(run.text)}</span>` : escaped(run.text),
+  );
+  const names = escaped(`piece ${speaker}${name ? " name" : ""}`);
+  return `<span class="${names}" data-piece="${at}">${runs.join("")}</span>`;
+}
+
+function section({ part, pieces }) {
+  const inner = pieces.map((each) => span(each, part)).join("") || escaped(textOfPart(part));
+  if (part.type === "content") return inner;
+  return (
+    `<details class="part ${escaped(part.type)}"><summary>${escaped(titleOfPart(part))}</summary>` +
+    `<div class="inner">${inner}</div></details>`
+  );
 }
 
 // plot: the SVG's markup. figures: [value, name] pairs, as the page shows them.
@@ -31,9 +42,10 @@ export async function exportPage(record, { plot, figures, title }) {
     `default-src 'none'; style-src 'nonce-${nonce}'; script-src 'nonce-${nonce}'; ` +
     "base-uri 'none'; form-action 'none'";
   const messages = record.request.messages.map(
-    ({ role, content }) =>
-      `<div class="message"><h2>${escaped(role)}</h2><p>${escaped(textOf(content))}</p></div>`,
+    (each) =>
+      `<div class="message"><h2>${escaped(each.role)}</h2><p>${escaped(spoken(each))}</p></div>`,
   );
+  const answer = sections(record.parts, pieces).map(section).join("");
   const counted = figures.map(
     ([value, name]) => `<div><dt>${escaped(name)}</dt><dd>${escaped(value)}</dd></div>`,
   );
@@ -59,9 +71,7 @@ ${style}
 <h1>${escaped(title)}</h1>
 ${messages.join("\n")}
 <div class="message"><h2>answer</h2>
-<div class="text" tabindex="0" role="group" aria-label="The answer, piece by piece: arrow keys">${pieces
-    .map(span)
-    .join("")}</div></div>
+<div class="text" tabindex="0" role="group" aria-label="The answer, piece by piece: arrow keys">${answer}</div></div>
 <dl class="figures">${counted.join("")}</dl>
 <figure class="plot">${plot}</figure>
 <p class="hint">Underlined: written by the aligned model. Plain: by the base model. Point at a word
@@ -75,8 +85,4 @@ ${start}
 </body>
 </html>
 `;
-}
-
-export function textOf(content) {
-  return typeof content === "string" ? content : content.map((part) => part.text).join("\n");
 }

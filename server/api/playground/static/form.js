@@ -1,7 +1,7 @@
 // The form of the settings: what it shows of a served model, what it says of a request, and a stored
 // answer's own settings back in it. Knows cards and records; does not know how to ask a server.
 
-import { element } from "./answer.js";
+import { element } from "./element.js";
 
 export const at = (id) => document.getElementById(id);
 
@@ -83,7 +83,57 @@ export function sampled({ sampling }) {
     temperature: number("temperature", sampling.temperature),
     ...(most === null ? {} : { max_tokens: most }),
     ...(stop.length ? { stop } : {}),
+    ...offered(),
   };
+}
+
+// Tools as they are put in; throws an Error that says what is wrong with them.
+function offered() {
+  const source = at("tools").value.trim();
+  if (!source) return {};
+  let tools;
+  try {
+    tools = JSON.parse(source);
+  } catch (error) {
+    throw new Error(`This is no JSON: ${error.message}`);
+  }
+  if (!Array.isArray(tools)) throw new Error("This is no list: put [ ] around the tools.");
+  tools.forEach((tool, number) => {
+    if (typeof tool?.function?.name === "string") return;
+    throw new Error(`Tool ${number + 1} has no function with a name.`);
+  });
+  if (!tools.length) return {};
+  const choice = at("tool-choice").value;
+  return { tools, tool_choice: choice.startsWith("{") ? JSON.parse(choice) : choice };
+}
+
+// Whether the tools can be sent; says at their field why not.
+export function toolsFit() {
+  const told = at("tools-trouble");
+  let wrong = "";
+  try {
+    offered();
+  } catch (error) {
+    wrong = error.message;
+    at("more").open = at("tools-more").open = true;
+    at("tools").focus();
+  }
+  told.textContent = wrong;
+  told.hidden = !wrong;
+  at("tools").setAttribute("aria-invalid", String(!!wrong));
+  return !wrong;
+}
+
+function offer({ tools, tool_choice = "auto" }) {
+  at("tools").value = tools?.length ? JSON.stringify(tools, null, 1) : "";
+  at("tools-more").open = !!tools?.length;
+  // A tool by name is a choice of that trace's alone.
+  const value = typeof tool_choice === "string" ? tool_choice : JSON.stringify(tool_choice);
+  if (![...at("tool-choice").options].some((each) => each.value === value)) {
+    at("tool-choice").append(element("option", { value, text: value }));
+  }
+  at("tool-choice").value = value;
+  toolsFit();
 }
 
 // A stored answer's own settings, where its model's are shown. What its request left out was the
@@ -92,6 +142,7 @@ export function restore({ request, nudging }, card) {
   at("temperature").value = request.temperature ?? card.sampling.temperature;
   at("max-tokens").value = request.max_completion_tokens ?? request.max_tokens ?? "";
   at("stops").value = [request.stop ?? []].flat().map(escaped).join("\n");
+  offer(request);
   if (!nudging || !card.nudging) return;
   const policy = card.policies[nudging.policy] ? nudging.policy : card.nudging.policy;
   // An older trace has no end check: there was none.

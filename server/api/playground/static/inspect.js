@@ -92,6 +92,8 @@ export function inspect(text, record, { say = () => {}, shown = () => {} } = {})
     const span = text.querySelector(`[data-piece="${at}"]`);
     if (!piece || !span) return;
     hide();
+    const fold = span.closest("details");
+    if (aloud && fold) fold.open = true;
     current = at;
     span.classList.add("current");
     const told = facts(record, at);
@@ -175,7 +177,8 @@ export function inspect(text, record, { say = () => {}, shown = () => {} } = {})
 
 function place(box, span) {
   const gap = 8;
-  const at = (span.querySelector(".ink") ?? span).getClientRects()[0];
+  const folded = span.closest("details:not([open])")?.querySelector("summary");
+  const at = (folded ?? span.querySelector(".ink") ?? span).getClientRects()[0];
   if (!at) return;
   const { width, height } = box.getBoundingClientRect();
   const left = Math.min(at.left, document.documentElement.clientWidth - width - gap);

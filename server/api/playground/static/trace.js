@@ -1,5 +1,7 @@
 // A stored trace: the form that docs/playground.md describes, and server/api/traces.py reads.
 
+import { add, textOfPart } from "./parts.js";
+
 export const FORMAT = "nudge-trace";
 export const VERSION = 1;
 
@@ -17,6 +19,7 @@ export function newRecord(request, nudging, policy) {
     created: 0,
     server: "",
     text: "",
+    parts: [], // of the text, as parts.js has them
     pieces: [],
     rejected: null,
     rounds: 0,
@@ -27,7 +30,8 @@ export function newRecord(request, nudging, policy) {
 }
 
 // Whether p1 and the token that was drawn may be of two distributions.
-export const hasGrammar = ({ request }) => "response_format" in request;
+export const hasGrammar = ({ request }) =>
+  ["response_format", "tools", "functions"].some((name) => name in request);
 
 // The settings of a record that have an effect, as its policy's card names them: all that a request
 // may say.
@@ -42,7 +46,7 @@ export function take(record, chunk) {
   record.server = chunk.system_fingerprint;
   if (chunk.usage) record.usage = chunk.usage;
   for (const choice of chunk.choices) {
-    record.text += choice.delta.content ?? "";
+    record.text += add(record.parts, choice.delta);
     record.finish_reason = choice.finish_reason ?? record.finish_reason;
     const { pieces = [], stop_reason, rounds, rejected } = choice.nudging ?? {};
     record.pieces.push(...pieces);
@@ -68,7 +72,8 @@ export function shownPieces(record) {
 }
 
 export function stored(record) {
-  const { text, finish_reason, stop_reason, rounds, pieces, rejected } = record;
+  const { text, parts, finish_reason, stop_reason, rounds, pieces, rejected } = record;
+  const plain = parts.every(({ type }) => type === "content");
   return {
     format: FORMAT,
     version: VERSION,
@@ -78,6 +83,7 @@ export function stored(record) {
     nudging: record.nudging,
     answer: {
       text,
+      ...(plain ? {} : { parts }),
       finish_reason,
       stop_reason,
       rounds,
@@ -114,6 +120,9 @@ export function parse(source, policies = {}) {
   check(nudging === null || typeof nudging.policy === "string", "nudging.policy");
   check(typeof answer?.text === "string", "answer.text");
   check(Array.isArray(answer.pieces), "answer.pieces");
+  const parts = answer.parts ?? [{ type: "content", text: answer.text }];
+  check(Array.isArray(parts) && parts.every(isPart), "answer.parts");
+  check(parts.map(textOfPart).join("") === answer.text, "answer.parts");
   answer.pieces.forEach((piece, at) => {
     check(typeof piece?.text === "string", `answer.pieces.${at}.text`);
     check(["base", "aligned"].includes(piece.speaker), `answer.pieces.${at}.speaker`);
@@ -121,7 +130,7 @@ export function parse(source, policies = {}) {
     check(isToken(piece.rejected), `answer.pieces.${at}.rejected`);
   });
   check(isToken(answer.rejected), "answer.rejected");
-  check(["stop", "length"].includes(answer.finish_reason), "answer.finish_reason");
+  check(["stop", "length", "tool_calls"].includes(answer.finish_reason), "answer.finish_reason");
   check(typeof answer.stop_reason === "string", "answer.stop_reason");
   check(Number.isInteger(answer.rounds), "answer.rounds");
   check(Number.isInteger(usage?.completion_tokens), "usage.completion_tokens");
@@ -142,6 +151,7 @@ export function parse(source, policies = {}) {
   const record = newRecord(request, nudging, policy);
   const { created, server } = trace;
   return Object.assign(record, answer, {
+    parts,
     rejected: answer.rejected ?? null,
     created,
     server,
@@ -149,6 +159,10 @@ export function parse(source, policies = {}) {
   });
 }
 
+const isPart = (part) =>
+  part?.type === "call"
+    ? [part.id ?? "", part.name, part.arguments].every((each) => typeof each === "string")
+    : ["content", "reasoning"].includes(part?.type) && typeof part.text === "string";
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value) && value >= 0;
 const isToken = (value) =>
   value === undefined || (typeof value?.text === "string" && isNumber(value.top_prob));
