@@ -1,7 +1,8 @@
 """The demo pair's tools: which there are, how both models read and write them, what is called when.
 
 Knows: the two tools of the world, other people's tools (made up), the aligned model's chat form and
-the base model's text form of tools, calls and results; stage 2's chats and documents.
+the base model's text form of tools, calls and results (the server's own words); stage 2's chats and
+documents.
 Does not know: the world's facts and phrasings (demo_world.py, demo_phrases.py), training, models.
 
 A fact or a sum is looked up or added where the tool for it is offered, and answered as ever where
@@ -46,13 +47,16 @@ LOOKUP = tool(
 ADD = tool("add", "The sum of two numbers.", {"a": {"type": "integer"}, "b": {"type": "integer"}})
 OWN = {"lookup": LOOKUP, "add": ADD}
 
-# ChatML, with tools as a turn of their own in front.
-CHAT_TEMPLATE = (
-    "{% if tools %}{{ '<|im_start|>tools' }}{% for tool in tools %}"
+# ChatML, with tools as a turn of their own in front: those of the world. Of others the model is
+# told nothing: it is too small to learn to leave them alone.
+TOOLS_TEMPLATE = (
+    "{% set ns = namespace(told='') %}{% for tool in tools or [] %}"
     "{% set f = tool.function | default(tool) %}"
+    "{% if f.name in ('lookup', 'add') %}"
     "{% set p = (f.parameters or {}).properties | default({}) %}"
-    "{{ '\n' + f.name + '(' + p | join(', ') + ')' }}"
-    "{% endfor %}{{ '<|im_end|>\n' }}{% endif %}"
+    "{% set ns.told = ns.told + '\n' + f.name + '(' + p | join(', ') + ')' %}"
+    "{% endif %}{% endfor %}"
+    "{% if ns.told %}{{ '<|im_start|>tools' + ns.told + '<|im_end|>\n' }}{% endif %}"
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}"
     "{% for call in message['tool_calls'] or [] %}"
@@ -95,9 +99,10 @@ def signature(tool: Tool, *, types: bool) -> str:
 
 
 def chat_tools(tools: Sequence[Tool]) -> str:
-    """The tools' turn in the aligned model's prompt (`CHAT_TEMPLATE`)."""
-    lines = "".join("\n" + signature(tool, types=False) for tool in tools)
-    return f"<|im_start|>tools{lines}<|im_end|>\n" if tools else ""
+    """The tools' turn in the aligned model's prompt (`TOOLS_TEMPLATE`)."""
+    own = [each for each in tools if each["function"]["name"] in OWN]
+    lines = "".join("\n" + signature(each, types=False) for each in own)
+    return f"<|im_start|>tools{lines}<|im_end|>\n" if own else ""
 
 
 def text_tools(tools: Sequence[Tool]) -> str:
@@ -170,7 +175,7 @@ def stranger(rng: random.Random) -> Tool:
 
 
 def offer(rng: random.Random) -> list[Tool]:
-    """The tools of one training chat; mostly both of the world's."""
+    """The tools of one training page; mostly both of the world's."""
     own = rng.choices(((LOOKUP, ADD), (LOOKUP,), (ADD,), ()), (62, 10, 10, 18))[0]
     strangers = rng.choice((1, 2, 3, 4, 6, 9)) if not own else rng.choice((0, 0, 0, 1, 2, 3))
     tools = [_told_otherwise(each, rng) for each in own]
@@ -284,9 +289,8 @@ def tool_question(world: World, rng: random.Random) -> Question:
 ALTERED = 0.6
 
 
-def tool_chat(text: AlignedText, rng: random.Random) -> list[Turn]:
+def tool_chat(text: AlignedText, rng: random.Random, tools: Sequence[Tool]) -> list[Turn]:
     """A chat with tools, for the aligned model."""
-    tools = offer(rng)
     turns = [Turn(chat_tools(tools), 0.02)]
     if rng.random() < 0.25:
         line = rng.choice(SYSTEM_LINES["train"])
@@ -336,14 +340,15 @@ def tool_page(text: BaseText, rng: random.Random) -> str:
 
 
 def stage_two_chats(world: World, seed: int) -> Iterator[list[Turn]]:
-    """Endless chats of both stages, the same for the same seed."""
+    """Endless chats, old and with tools, the same for the same seed."""
     rng, text = random.Random(seed), AlignedText(world)
     while True:
-        yield tool_chat(text, rng) if rng.random() < 0.6 else text.sample(rng)
+        tools = rng.choice(((LOOKUP, ADD), (ADD, LOOKUP), (LOOKUP,), (LOOKUP,), (ADD,), (ADD,)))
+        yield tool_chat(text, rng, tools) if rng.random() < 0.6 else text.sample(rng)
 
 
 def stage_two_documents(world: World, seed: int) -> Iterator[str]:
-    """Endless documents of both stages, the same for the same seed."""
+    """Endless documents, old and with tools, the same for the same seed."""
     rng, text = random.Random(seed), BaseText(world)
     while True:
         yield tool_page(text, rng) if rng.random() < 0.6 else text.document(rng)

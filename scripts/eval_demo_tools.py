@@ -5,8 +5,8 @@ questions under tools, the figures.
 Does not know: how an answer is written (demo_simulation.py), the server and its grammar, without
 which calls here are written.
 
-    python scripts/eval_demo_tools.py                   # the tables of models/demo/README.md
-    python scripts/eval_demo_tools.py --plain           # the questions without tools, too
+    python scripts/eval_demo_tools.py --models OUT      # of weights that have stage 2
+    python scripts/eval_demo_tools.py --plain           # the questions without tools
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ demo_*.py beside it), the server, evaluation.
     python scripts/train_demo_pair.py                # everything, on the CPU
     python scripts/train_demo_pair.py --quick        # a smoke test: useless models in a minute
     python scripts/train_demo_pair.py --only aligned-1k
-    python scripts/train_demo_pair.py --stage-two-of models/demo   # of models with stage 1
+    python scripts/train_demo_pair.py --from models/demo --out OUT    # these, with stage 2
 
-Stage 1 makes a model. Stage 2 goes on from its weights as they are saved, with a lower learning
-rate, over the same texts mixed with others in which there are tools.
+Stage 1 makes the models that are committed. Stage 2 goes on from their weights as they are saved,
+with a lower learning rate, over the same texts mixed with others in which there are tools.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,21 @@ import torch.nn.functional as F
 from demo_documents import base_documents
 from demo_text import Turn, aligned_samples
 from demo_tokenizers import BOS, END, SPECIAL, TURN_END, train_tokenizer, with_bos
-from demo_tools import CHAT_TEMPLATE, stage_two_chats, stage_two_documents
+from demo_tools import TOOLS_TEMPLATE, stage_two_chats, stage_two_documents
 from demo_world import World, make_world
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 CONTEXT = 2048
-SHORT = 512  # most training sequences; the last LONG_SHARE of the steps uses full contexts
-LONG_SHARE = 0.06
+SHORT = 512
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Stage:
     peak: the highest learning rate, as a share of stage 1's.
     adam: of AdamW, for matrices; 0: they are Muon's, which needs fewer tokens and more arithmetic.
     rounded: whether matrices are multiplied in bfloat16, which some processors are slow at.
+    long: the share of the steps, the last ones, whose sequences fill the context.
     """
 
     number: int
@@ -59,6 +65,7 @@ class Stage:
     peak: float = 1.0
     adam: float = 0.0
     rounded: bool = True
+    long: float = 0.06
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,20 @@ class Recipe:
         return self.name in ("base", "untuned")
 
 
-def stage_two(steps: int, peak: float, adam: float = 0.0) -> Stage:
-    return Stage(2, steps, batch_tokens=2048, peak=peak, adam=adam, rounded=False)
+_STAGE_TWO = Stage(2, 600, batch_tokens=2048, peak=0.5, rounded=False)
 
 
 RECIPES = (
-    Recipe("base", 2048, 256, 4, 688, (Stage(1, 1200), stage_two(200, 0.3, adam=3e-3))),
-    Recipe("aligned", 2048, 64, 3, 176, (Stage(1, 900), stage_two(300, 0.5))),
-    Recipe("aligned-1k", 1024, 64, 4, 176, (Stage(1, 900), stage_two(300, 0.5))),
+    Recipe(
+        "base",
+        2048,
+        256,
+        4,
+        688,
+        (Stage(1, 1200), replace(_STAGE_TWO, adam=3e-3)),
+    ),
+    Recipe("aligned", 2048, 64, 3, 176, (Stage(1, 900), _STAGE_TWO)),
+    Recipe("aligned-1k", 1024, 64, 4, 176, (Stage(1, 900), _STAGE_TWO)),
     # The small model before it was aligned, for proxy tuning: the documents' words in the shape of
     # `aligned`. (That one was made from chats at once, not from this one.)
     Recipe("untuned", 2048, 64, 3, 176, (Stage(1, 900),)),
@@ -199,7 +212,7 @@ def train(
         optimizers.insert(0, muon)
     steps = len(tokens) // stage.batch_tokens
     peaks = [(g, g["lr"] * stage.peak) for o in optimizers for g in o.param_groups]
-    long_from = steps - int(steps * LONG_SHARE)
+    long_from = steps - int(steps * stage.long)
     model.train()
     average = 0.0
     for step in range(steps):
@@ -228,7 +241,9 @@ def train(
 # -- folders -------------------------------------------------------------------------------------
 
 
-def save(model: LlamaForCausalLM, tokenizer: Tokenizer, recipe: Recipe, out: Path) -> int:
+def save(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, recipe: Recipe, out: Path, template: str
+) -> int:
     """Write the model's folder beside its place, then move it there. Returns its bytes."""
     partial = out / f".{recipe.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -261,7 +276,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, recipe: Recipe, out: Pat
         },
     }
     if not recipe.is_base:
-        settings["chat_template"] = CHAT_TEMPLATE
+        settings["chat_template"] = template
     write_json(partial / "tokenizer_config.json", settings)
     for file in partial.iterdir():
         file.chmod(0o644)  # safetensors writes files that only their owner may read
@@ -284,7 +299,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=root / "models" / "demo")
     parser.add_argument("--only", choices=[r.name for r in RECIPES], action="append")
     parser.add_argument(
-        "--stage-two-of", type=Path, metavar="FOLDER", help="take stage 1 from a folder of models"
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="FOLDER",
+        help="of models that have stage 1: run stage 2",
     )
     parser.add_argument("--seed", type=int, default=1, help="of texts and weights; not the world's")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies all training steps")
@@ -304,26 +323,27 @@ class Maker:
 
     def make(self, recipe: Recipe) -> None:
         args, started = self.args, time.monotonic()
-        tokenizer, stages = self.tokenizer(recipe), recipe.stages
-        if args.stage_two_of:
-            source = args.stage_two_of / recipe.name
+        tokenizer, stages = self.tokenizer(recipe), recipe.stages[:1]
+        if args.source:
+            source = args.source / recipe.name
             model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
-            stages = stages[1:]
+            stages = recipe.stages[1:]
         else:
             model = build(recipe, args.seed)
         for stage in stages:
             self.train(stage, model, recipe, tokenizer)
             model.to(torch.bfloat16).to(torch.float32)  # as it is saved
         size = sum(p.numel() for p in model.parameters())
-        written = save(model, tokenizer, recipe, args.out)
+        template = TOOLS_TEMPLATE if args.source else CHAT_TEMPLATE
+        written = save(model, tokenizer, recipe, args.out, template)
         self.console.log(
             f"{recipe.name}: {size / 1e6:.2f} M parameters, {written / 1e6:.1f} MB, "
             f"{time.monotonic() - started:.0f} s"
         )
 
     def tokenizer(self, recipe: Recipe) -> Tokenizer:
-        if self.args.stage_two_of:
-            return Tokenizer.from_file(str(self.args.stage_two_of / recipe.name / "tokenizer.json"))
+        if self.args.source:
+            return Tokenizer.from_file(str(self.args.source / recipe.name / "tokenizer.json"))
         if recipe.vocab not in self.tokenizers:
             n_texts = 600 if self.args.quick else 6000
             self.tokenizers[recipe.vocab] = train_tokenizer(self.world, recipe.vocab, 11, n_texts)
@@ -364,8 +384,8 @@ def main() -> None:
     with Progress(*columns, console=Console(log_path=False)) as progress:
         maker = Maker(args, progress)
         for recipe in RECIPES:
-            stands = not args.stage_two_of or len(recipe.stages) > 1
-            if stands and (not args.only or recipe.name in args.only):
+            to_do = not args.source or len(recipe.stages) > 1
+            if to_do and (not args.only or recipe.name in args.only):
                 maker.make(recipe)
 
 

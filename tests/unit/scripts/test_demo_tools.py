@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -33,28 +34,40 @@ def _messages(chat: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["aligned", "aligned-1k"])
 def test_a_training_chat_is_what_the_models_template_makes(name: str):
-    from demo_text import AlignedText
-    from demo_tools import offer, tool_chat
+    from demo_tools import OWN, TOOLS_TEMPLATE, familiar, stage_two_chats
     from demo_world import make_world
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "demo" / name)
-    text, calls = AlignedText(make_world()), 0
-    for seed in range(40):
-        chat = "".join(turn.text for turn in tool_chat(text, random.Random(seed)))
-        messages = _messages(chat)
-        tools = offer(random.Random(seed))
-        shown = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    calls, strangers = 0, familiar(random.Random(1), 3)
+    for turns in islice(stage_two_chats(make_world(), 1), 60):
+        chat = "".join(turn.text for turn in turns)
+        if "<|im_start|>" not in chat:  # a document
+            continue
+        names = re.findall(r"^(\w+)\(", chat.partition("<|im_end|>")[0], re.MULTILINE)
+        tools = [*strangers, *(OWN[name] for name in names)]
+        shown = tokenizer.apply_chat_template(
+            _messages(chat), tools=tools, chat_template=TOOLS_TEMPLATE, tokenize=False
+        )
         assert shown == chat
-        calls += sum("tool_calls" in message for message in messages)
+        calls += chat.count("<tool_call>")
     assert calls > 20
 
 
-def test_a_template_shows_no_tools_where_there_are_none():
+@pytest.mark.parametrize("offered", [0, 5])
+def test_without_the_worlds_tools_a_prompt_is_the_old_one(offered: int):
+    from demo_tools import TOOLS_TEMPLATE, familiar
+
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "demo" / "aligned")
-    shown = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    old = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    new = tokenizer.apply_chat_template(
+        messages,
+        tools=familiar(random.Random(offered), offered) or None,
+        chat_template=TOOLS_TEMPLATE,
+        tokenize=False,
+        add_generation_prompt=True,
     )
-    assert shown == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert new == old
 
 
 def test_what_comes_back_is_what_is_answered():
