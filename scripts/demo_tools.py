@@ -167,7 +167,8 @@ def stranger(rng: random.Random) -> Tool:
     name = rng.choice((f"{verb}_{thing}", f"{verb}_{thing}", f"{verb}{thing.capitalize()}",
                        f"{verb.capitalize()}{thing.capitalize()}", f"{verb}-{thing}",
                        f"{verb}_{thing}_{rng.choice(_THINGS)}", thing, verb + "s"))  # fmt: skip
-    name = name if name not in OWN else name + "s"
+    if name in OWN or name in {known for known, _, _ in FAMILIAR}:
+        name += "s"
     arguments = rng.sample(_ARGUMENTS, rng.choice((0, 1, 1, 1, 2, 2, 3, 4)))
     kinds = ("string", "string", "string", "integer", "number", "boolean", "array", "object")
     line = " ".join(rng.choice(_WORDS) for _ in range(rng.choice((0, 3, 5, 8, 14))))
@@ -287,6 +288,8 @@ def tool_question(world: World, rng: random.Random) -> Question:
 # -- stage 2 -------------------------------------------------------------------------------------
 
 ALTERED = 0.6
+DECISION = 10.0
+"""The weight of an answer's first token, with which a call is made or not."""
 
 
 def tool_chat(text: AlignedText, rng: random.Random, tools: Sequence[Tool]) -> list[Turn]:
@@ -344,7 +347,8 @@ def stage_two_chats(world: World, seed: int) -> Iterator[list[Turn]]:
     rng, text = random.Random(seed), AlignedText(world)
     while True:
         tools = rng.choice(((LOOKUP, ADD), (ADD, LOOKUP), (LOOKUP,), (LOOKUP,), (ADD,), (ADD,)))
-        yield tool_chat(text, rng, tools) if rng.random() < 0.6 else text.sample(rng)
+        turns = tool_chat(text, rng, tools) if rng.random() < 0.6 else text.sample(rng)
+        yield [turn._replace(first=DECISION) if turn.weight == 1 else turn for turn in turns]
 
 
 def stage_two_documents(world: World, seed: int) -> Iterator[str]:

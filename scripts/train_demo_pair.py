@@ -135,8 +135,10 @@ def stream(recipe: Recipe, world: World, tokenizer: Tokenizer, seed: int, stage:
 
 
 def encode_turn(tokenizer: Tokenizer, turn: Turn) -> Stream:
+    weight = turn.weight if turn.first is None else turn.first
     for token in tokenizer.encode(turn.text, add_special_tokens=False).ids:
-        yield token, turn.weight
+        yield token, weight
+        weight = turn.weight
 
 
 def collect(stream: Iterable[tuple[int, float]], n: int, tick: Any) -> tuple[torch.Tensor, ...]:
