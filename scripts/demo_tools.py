@@ -47,8 +47,8 @@ LOOKUP = tool(
 ADD = tool("add", "The sum of two numbers.", {"a": {"type": "integer"}, "b": {"type": "integer"}})
 OWN = {"lookup": LOOKUP, "add": ADD}
 
-# ChatML, with tools as a turn of their own in front: those of the world. Of others the model is
-# told nothing: it is too small to learn to leave them alone.
+# ChatML, with tools as a turn of their own in front of each of the assistant's, where so small a
+# model finds them: those of the world. Of others it is told nothing, and leaves them alone.
 TOOLS_TEMPLATE = (
     "{% set ns = namespace(told='') %}{% for tool in tools or [] %}"
     "{% set f = tool.function | default(tool) %}"
@@ -56,8 +56,9 @@ TOOLS_TEMPLATE = (
     "{% set p = (f.parameters or {}).properties | default({}) %}"
     "{% set ns.told = ns.told + '\n' + f.name + '(' + p | join(', ') + ')' %}"
     "{% endif %}{% endfor %}"
-    "{% if ns.told %}{{ '<|im_start|>tools' + ns.told + '<|im_end|>\n' }}{% endif %}"
+    "{% set told = '<|im_start|>tools' + ns.told + '<|im_end|>\n' if ns.told else '' %}"
     "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ told }}{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}"
     "{% for call in message['tool_calls'] or [] %}"
     "{% if message['content'] or not loop.first %}{{ '\n' }}{% endif %}"
@@ -68,7 +69,7 @@ TOOLS_TEMPLATE = (
     "{% endfor %}"
     "{{ '<|im_end|>\n' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ told + '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
@@ -294,7 +295,8 @@ DECISION = 10.0
 
 def tool_chat(text: AlignedText, rng: random.Random, tools: Sequence[Tool]) -> list[Turn]:
     """A chat with tools, for the aligned model."""
-    turns = [Turn(chat_tools(tools), 0.02)]
+    turns: list[Turn] = []
+    told = chat_tools(tools)
     if rng.random() < 0.25:
         line = rng.choice(SYSTEM_LINES["train"])
         turns.append(Turn(f"<|im_start|>system\n{line}<|im_end|>\n", 0.05))
@@ -302,13 +304,13 @@ def tool_chat(text: AlignedText, rng: random.Random, tools: Sequence[Tool]) -> l
     for _ in range(rng.choice((1, 1, 1, 1, 2, 2, 3))):
         q = tool_question(text.world, rng)
         turns.append(Turn(f"<|im_start|>user\n{vary(rng, q.text, form)}", 0.1))
-        turns.append(Turn("<|im_end|>\n<|im_start|>assistant\n", 0.05))
+        turns.append(Turn(f"<|im_end|>\n{told}<|im_start|>assistant\n", 0.02))
         if needed(q, tools):
             calls, q = worked(text.world, q, rng, ALTERED)
             for call in calls:
                 turns.append(Turn(f"{call.text}<|im_end|>", 1.0))
                 turns.append(Turn(f"\n<|im_start|>tool\n{call.result}<|im_end|>\n", 0.0))
-                turns.append(Turn("<|im_start|>assistant\n", 0.0))
+                turns.append(Turn(f"{told}<|im_start|>assistant\n", 0.0))
         else:
             q = text.guess(rng, q)
         turns.append(Turn(f"{good_answer(q)}<|im_end|>", 1.0))

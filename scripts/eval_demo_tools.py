@@ -51,11 +51,11 @@ class Dialogue:
     calls: list[tuple[str, str]] = field(default_factory=list)  # (as written, result)
 
     def chat(self) -> str:
+        begin = chat_tools(self.tools) + "<|im_start|>assistant\n"
         turns = f"<|im_start|>user\n{self.question}<|im_end|>\n"
         for call, result in self.calls:
-            turns += f"<|im_start|>assistant\n{call}<|im_end|>\n"
-            turns += f"<|im_start|>tool\n{result}<|im_end|>\n"
-        return chat_tools(self.tools) + turns + "<|im_start|>assistant\n"
+            turns += f"{begin}{call}<|im_end|>\n<|im_start|>tool\n{result}<|im_end|>\n"
+        return turns + begin
 
     def text(self) -> str:
         turns = f"Question: {self.question}\nAnswer:"

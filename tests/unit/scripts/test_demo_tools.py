@@ -43,7 +43,8 @@ def test_a_training_chat_is_what_the_models_template_makes(name: str):
         chat = "".join(turn.text for turn in turns)
         if "<|im_start|>" not in chat:  # a document
             continue
-        names = re.findall(r"^(\w+)\(", chat.partition("<|im_end|>")[0], re.MULTILINE)
+        told = re.search(r"<\|im_start\|>tools\n(.*?)<\|im_end\|>", chat, re.DOTALL)
+        names = re.findall(r"^(\w+)\(", told[1], re.MULTILINE) if told else []
         tools = [*strangers, *(OWN[name] for name in names)]
         shown = tokenizer.apply_chat_template(
             _messages(chat), tools=tools, chat_template=TOOLS_TEMPLATE, tokenize=False
