@@ -172,6 +172,21 @@ SUM_STORIES: dict[Split, tuple[str, ...]] = {
         "{p} had {a} {t}. Then {p} {x} {b}, and after that {p} {y} {c}. How many {t} are left?",
     ),
 }
+# Sums without a story, which are asked where there are tools.
+PLUS: dict[Split, tuple[str, ...]] = {
+    "train": (
+        "What is {a} + {b}?",
+        "What is {a} plus {b}?",
+        "Add {a} and {b}.",
+        "What is the sum of {a} and {b}?",
+        "Please add {a} and {b}.",
+        "{a} + {b}?",
+        "How much is {a} and {b}?",
+        "Can you tell me what {a} + {b} is?",
+    ),
+    "dev": ("Can you add {a} and {b}?", "What is {a} and {b}?"),
+    "test": ("How much is {a} plus {b}?", "Tell me the sum of {a} and {b}."),
+}
 MORE = ("buys", "finds", "gets")
 FEWER = ("loses", "sells", "gives away")
 THINGS = words("plums apples stones coins books eggs pens boats cakes shells bells nails hats keys")

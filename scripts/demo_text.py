@@ -19,10 +19,12 @@ from demo_world import Question, World, ask_fact, ask_hop, ask_sum, good_answer
 
 
 class Turn(NamedTuple):
-    """One piece of a chat, with the weight of its tokens in the loss."""
+    """One piece of a chat, with the weight of its tokens in the loss. first: … of its first one,
+    where that is another."""
 
     text: str
     weight: float
+    first: float | None = None
 
 
 def make_question(world: World, rng: random.Random, kind: str, known: bool = False) -> Question:

@@ -1,11 +1,16 @@
 """Makes the embedded demo pair from seeds: `models/demo/{base,aligned,aligned-1k,untuned}`.
 
-Knows: tokenizers, model shapes, the training loop, the Hugging Face folder layout.
-Does not know: the world and its texts (demo_*.py beside it), the server, evaluation.
+Knows: model shapes, the training loop, the Hugging Face folder layout.
+Does not know: how tokenizers are made (demo_tokenizers.py), the world and its texts (the other
+demo_*.py beside it), the server, evaluation.
 
     python scripts/train_demo_pair.py                # everything, on the CPU
     python scripts/train_demo_pair.py --quick        # a smoke test: useless models in a minute
     python scripts/train_demo_pair.py --only aligned-1k
+    python scripts/train_demo_pair.py --from models/demo --out OUT    # these, with stage 2
+
+Stage 1 makes the models that are committed. Stage 2 goes on from their weights as they are saved,
+with a lower learning rate, over the same texts mixed with others in which there are tools.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,14 +31,14 @@ import torch
 import torch.nn.functional as F
 from demo_documents import base_documents
 from demo_text import Turn, aligned_samples
+from demo_tokenizers import BOS, END, SPECIAL, TURN_END, train_tokenizer, with_bos
+from demo_tools import TOOLS_TEMPLATE, stage_two_chats, stage_two_documents
 from demo_world import World, make_world
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-BOS, END, TURN, TURN_END = "<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-SPECIAL = (BOS, END, TURN, TURN_END)  # ids 0, 1, 2, 3
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -41,9 +46,26 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CONTEXT = 2048
-SHORT = 512  # most training sequences; the last LONG_SHARE of the steps uses full contexts
-LONG_SHARE = 0.06
-BATCH_TOKENS = 4096
+SHORT = 512
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a model is trained.
+
+    peak: the highest learning rate, as a share of stage 1's.
+    adam: of AdamW, for matrices; 0: they are Muon's, which needs fewer tokens and more arithmetic.
+    rounded: whether matrices are multiplied in bfloat16, which some processors are slow at.
+    long: the share of the steps, the last ones, whose sequences fill the context.
+    """
+
+    number: int
+    steps: int
+    batch_tokens: int = 4096
+    peak: float = 1.0
+    adam: float = 0.0
+    rounded: bool = True
+    long: float = 0.06
 
 
 @dataclass(frozen=True)
@@ -55,7 +77,7 @@ class Recipe:
     hidden: int
     layers: int
     inner: int
-    steps: int
+    stages: tuple[Stage, ...]
 
     @property
     def is_base(self) -> bool:
@@ -63,80 +85,60 @@ class Recipe:
         return self.name in ("base", "untuned")
 
 
+_STAGE_TWO = Stage(2, 600, batch_tokens=2048, peak=0.5, rounded=False)
+
+
 RECIPES = (
-    Recipe("base", 2048, 256, 4, 688, 1200),
-    Recipe("aligned", 2048, 64, 3, 176, 900),
-    Recipe("aligned-1k", 1024, 64, 4, 176, 900),
+    Recipe(
+        "base",
+        2048,
+        256,
+        4,
+        688,
+        (Stage(1, 1200), replace(_STAGE_TWO, adam=3e-3)),
+    ),
+    Recipe("aligned", 2048, 64, 3, 176, (Stage(1, 900), _STAGE_TWO)),
+    Recipe("aligned-1k", 1024, 64, 4, 176, (Stage(1, 900), _STAGE_TWO)),
     # The small model before it was aligned, for proxy tuning: the documents' words in the shape of
     # `aligned`. (That one was made from chats at once, not from this one.)
-    Recipe("untuned", 2048, 64, 3, 176, 900),
+    Recipe("untuned", 2048, 64, 3, 176, (Stage(1, 900),)),
 )
-
-
-# -- tokenizers ----------------------------------------------------------------------------------
-
-
-def train_tokenizer(world: World, vocab: int, seed: int, n_texts: int) -> Tokenizer:
-    """Byte-level BPE over both kinds of text, with the full byte alphabet: all Unicode works."""
-
-    def texts() -> Iterator[str]:
-        yield from islice(base_documents(world, seed), n_texts)
-        for turns in islice(aligned_samples(world, seed), n_texts // 2):
-            text = "".join(t.text for t in turns)
-            for special in SPECIAL:
-                text = text.replace(special, " ")
-            yield text
-
-    tokenizer = Tokenizer(models.BPE())
-    # Words never contain whitespace after another character: a word's end is a token's end.
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts(), trainer)
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    return tokenizer
-
-
-def with_bos(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that puts the begin-of-text token before a text by itself."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.post_processor = processors.Sequence([
-        processors.ByteLevel(trim_offsets=False),
-        processors.TemplateProcessing(
-            single=f"{BOS} $A",
-            pair=f"{BOS} $A {BOS} $B:1",
-            special_tokens=[(BOS, copy.token_to_id(BOS))],
-        ),
-    ])  # fmt: skip
-    return copy
 
 
 # -- token streams -------------------------------------------------------------------------------
 
 
-def base_stream(world: World, tokenizer: Tokenizer, seed: int) -> Iterator[tuple[int, float]]:
+Stream = Iterator[tuple[int, float]]
+
+
+def base_stream(documents: Iterable[str], tokenizer: Tokenizer) -> Stream:
     """(token, weight of predicting it); BOS is never a target, nothing announces it."""
-    for document in base_documents(world, seed):
+    for document in documents:
         yield 0, 0.0
         for token in tokenizer.encode(document, add_special_tokens=False).ids:
             yield token, 1.0
         yield 1, 1.0
 
 
-def aligned_stream(world: World, tokenizer: Tokenizer, seed: int) -> Iterator[tuple[int, float]]:
-    for turns in aligned_samples(world, seed):
+def aligned_stream(samples: Iterable[list[Turn]], tokenizer: Tokenizer) -> Stream:
+    for turns in samples:
         for turn in turns:
             yield from encode_turn(tokenizer, turn)
 
 
-def encode_turn(tokenizer: Tokenizer, turn: Turn) -> Iterator[tuple[int, float]]:
+def stream(recipe: Recipe, world: World, tokenizer: Tokenizer, seed: int, stage: int) -> Stream:
+    if recipe.is_base:
+        documents = base_documents if stage == 1 else stage_two_documents
+        return base_stream(documents(world, seed * stage), tokenizer)
+    samples = aligned_samples if stage == 1 else stage_two_chats
+    return aligned_stream(samples(world, seed * stage), tokenizer)
+
+
+def encode_turn(tokenizer: Tokenizer, turn: Turn) -> Stream:
+    weight = turn.weight if turn.first is None else turn.first
     for token in tokenizer.encode(turn.text, add_special_tokens=False).ids:
-        yield token, turn.weight
+        yield token, weight
+        weight = turn.weight
 
 
 def collect(stream: Iterable[tuple[int, float]], n: int, tick: Any) -> tuple[torch.Tensor, ...]:
@@ -184,6 +186,10 @@ def build(recipe: Recipe, seed: int) -> LlamaForCausalLM:
     return model
 
 
+def adam_of(parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+
+
 def learning_rate(step: int, steps: int) -> float:
     """Share of the peak: warm-up, flat, then linearly down to 2 %."""
     warm, flat = min(30, steps // 4 + 1), int(steps * 0.4)
@@ -195,25 +201,30 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(
-    model: LlamaForCausalLM, tokens: torch.Tensor, weights: torch.Tensor, steps: int, tick: Any
+    model: LlamaForCausalLM, tokens: torch.Tensor, weights: torch.Tensor, stage: Stage, tick: Any
 ) -> float:
     """One pass over the tokens. Muon for the matrices, AdamW for embeddings and norms."""
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
-    muon = torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.0)
-    adam = torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
-    peaks = [(g, g["lr"]) for o in (muon, adam) for g in o.param_groups]
-    long_from = steps - int(steps * LONG_SHARE)
+    optimizers: list[torch.optim.Optimizer] = [adam_of(others, 3e-3)]
+    if stage.adam:
+        optimizers.append(adam_of(matrices, stage.adam))
+    else:
+        muon = torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.0)
+        optimizers.insert(0, muon)
+    steps = len(tokens) // stage.batch_tokens
+    peaks = [(g, g["lr"] * stage.peak) for o in optimizers for g in o.param_groups]
+    long_from = steps - int(steps * stage.long)
     model.train()
     average = 0.0
     for step in range(steps):
         length = CONTEXT if step >= long_from else SHORT
-        part = slice(step * BATCH_TOKENS, (step + 1) * BATCH_TOKENS)
+        part = slice(step * stage.batch_tokens, (step + 1) * stage.batch_tokens)
         x = tokens[part].long().view(-1, length)
         w = weights[part].view(-1, length)[:, 1:].reshape(-1)
-        for group, peak in peaks:
-            group["lr"] = peak * learning_rate(step, steps)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        for group, highest in peaks:
+            group["lr"] = highest * learning_rate(step, steps)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=stage.rounded):
             logits = model(input_ids=x, use_cache=False).logits
         losses = F.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), x[:, 1:].flatten(), reduction="none"
@@ -221,7 +232,7 @@ def train(
         loss = (losses * w).sum() / w.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
-        for optimizer in (muon, adam):
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         average = loss.item() if step == 0 else 0.95 * average + 0.05 * loss.item()
@@ -232,7 +243,9 @@ def train(
 # -- folders -------------------------------------------------------------------------------------
 
 
-def save(model: LlamaForCausalLM, tokenizer: Tokenizer, recipe: Recipe, out: Path) -> int:
+def save(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, recipe: Recipe, out: Path, template: str
+) -> int:
     """Write the model's folder beside its place, then move it there. Returns its bytes."""
     partial = out / f".{recipe.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -265,7 +278,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, recipe: Recipe, out: Pat
         },
     }
     if not recipe.is_base:
-        settings["chat_template"] = CHAT_TEMPLATE
+        settings["chat_template"] = template
     write_json(partial / "tokenizer_config.json", settings)
     for file in partial.iterdir():
         file.chmod(0o644)  # safetensors writes files that only their owner may read
@@ -287,6 +300,13 @@ def parse_arguments() -> argparse.Namespace:
     root = Path(__file__).resolve().parents[1]
     parser.add_argument("--out", type=Path, default=root / "models" / "demo")
     parser.add_argument("--only", choices=[r.name for r in RECIPES], action="append")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="FOLDER",
+        help="of models that have stage 1: run stage 2",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of texts and weights; not the world's")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies all training steps")
     parser.add_argument("--quick", action="store_true", help="a smoke test (--scale 0.02)")
@@ -294,13 +314,67 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class Maker:
+    """Makes models one after the other, and shows how far it is."""
+
+    def __init__(self, args: argparse.Namespace, progress: Progress) -> None:
+        self.args, self.progress, self.console = args, progress, progress.console
+        self.world = make_world()
+        self.scale = 0.02 if args.quick else args.scale
+        self.tokenizers: dict[int, Tokenizer] = {}
+
+    def make(self, recipe: Recipe) -> None:
+        args, started = self.args, time.monotonic()
+        tokenizer, stages = self.tokenizer(recipe), recipe.stages[:1]
+        if args.source:
+            source = args.source / recipe.name
+            model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
+            stages = recipe.stages[1:]
+        else:
+            model = build(recipe, args.seed)
+        for stage in stages:
+            self.train(stage, model, recipe, tokenizer)
+            model.to(torch.bfloat16).to(torch.float32)  # as it is saved
+        size = sum(p.numel() for p in model.parameters())
+        template = TOOLS_TEMPLATE if args.source else CHAT_TEMPLATE
+        written = save(model, tokenizer, recipe, args.out, template)
+        self.console.log(
+            f"{recipe.name}: {size / 1e6:.2f} M parameters, {written / 1e6:.1f} MB, "
+            f"{time.monotonic() - started:.0f} s"
+        )
+
+    def tokenizer(self, recipe: Recipe) -> Tokenizer:
+        if self.args.source:
+            return Tokenizer.from_file(str(self.args.source / recipe.name / "tokenizer.json"))
+        if recipe.vocab not in self.tokenizers:
+            n_texts = 600 if self.args.quick else 6000
+            self.tokenizers[recipe.vocab] = train_tokenizer(self.world, recipe.vocab, 11, n_texts)
+        return self.tokenizers[recipe.vocab]
+
+    def train(
+        self, stage: Stage, model: LlamaForCausalLM, recipe: Recipe, tokenizer: Tokenizer
+    ) -> None:
+        progress, console = self.progress, self.console
+        name, seed = f"{recipe.name}, stage {stage.number}", self.args.seed
+        steps = max(4, math.ceil(stage.steps * self.scale))
+        total = steps * stage.batch_tokens
+        reading = progress.add_task(f"{name}: text", total=total, note="")
+        texts = stream(recipe, self.world, tokenizer, seed, stage.number)
+        tokens, weights = collect(texts, total, lambda n: progress.advance(reading, n))
+        training = progress.add_task(f"{name}: training", total=steps, note="")
+
+        def show(step: int, loss: float) -> None:
+            progress.update(training, advance=1, note=f"loss {loss:.3f}")
+            if not console.is_terminal and step % 50 == 0:  # a log file sees no bars
+                console.log(f"{name}, step {step}: loss {loss:.3f}")
+
+        loss = train(model, tokens, weights, stage, show)
+        console.log(f"{name}: {total / 1e6:.2f} M tokens, loss {loss:.3f}")
+
+
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    console = Console(log_path=False)
-    world = make_world()
-    scale = 0.02 if args.quick else args.scale
-    tokenizers: dict[int, Tokenizer] = {}
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(),
@@ -309,39 +383,12 @@ def main() -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=Console(log_path=False)) as progress:
+        maker = Maker(args, progress)
         for recipe in RECIPES:
-            if args.only and recipe.name not in args.only:
-                continue
-            started = time.monotonic()
-            if recipe.vocab not in tokenizers:
-                n_texts = 600 if args.quick else 6000
-                tokenizers[recipe.vocab] = train_tokenizer(world, recipe.vocab, 11, n_texts)
-            tokenizer = tokenizers[recipe.vocab]
-            steps = max(4, math.ceil(recipe.steps * scale))
-            total = steps * BATCH_TOKENS
-            task = progress.add_task(f"{recipe.name}: text", total=total, note="")
-            source = base_stream if recipe.is_base else aligned_stream
-            tokens, weights = collect(
-                source(world, tokenizer, args.seed),
-                total,
-                lambda n, task=task: progress.advance(task, n),
-            )
-            model = build(recipe, args.seed)
-            size = sum(p.numel() for p in model.parameters())
-            task = progress.add_task(f"{recipe.name}: training", total=steps, note="")
-
-            def show(step: int, loss: float, task: Any = task) -> None:
-                progress.update(task, advance=1, note=f"loss {loss:.3f}")
-                if not console.is_terminal and step % 50 == 0:  # a log file sees no bars
-                    console.log(f"step {step}: loss {loss:.3f}")
-
-            loss = train(model, tokens, weights, steps, show)
-            written = save(model, tokenizer, recipe, args.out)
-            console.log(
-                f"{recipe.name}: {size / 1e6:.2f} M parameters, {total / 1e6:.2f} M tokens, "
-                f"loss {loss:.3f}, {written / 1e6:.1f} MB, {time.monotonic() - started:.0f} s"
-            )
+            to_do = not args.source or len(recipe.stages) > 1
+            if to_do and (not args.only or recipe.name in args.only):
+                maker.make(recipe)
 
 
 if __name__ == "__main__":
