@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from server.core import EngineUnavailable
+from server.engines.remote import probe
+from server.engines.remote.backend import RemoteSettings
 from server.engines.remote.client import Client, Failed
 from server.engines.remote.probe import Found, Misfit
 
@@ -60,7 +62,7 @@ class Replicas:
     name: str
     all: Sequence[Replica]
     examine: Examine
-    interval_s: float
+    settings: RemoteSettings
     promised: Found | None = None
     budget: float = BUDGET
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -75,7 +77,9 @@ class Replicas:
             dict.fromkeys(each.why for each in self.all)
         )
 
-    async def take(self, last: Replica | None, avoid: Replica | None = None) -> Replica:
+    async def take(
+        self, last: Replica | None, avoid: Replica | None = None
+    ) -> tuple[Replica, Found]:
         """The server of a session's turn: that of its last one; otherwise the least loaded one.
 
         Args:
@@ -91,11 +95,12 @@ class Replicas:
                 raise EngineUnavailable(self.why())
             now = loop.time()
             free = [each for each in self.up if each.busy_until <= now]
-            if last in free and last is not avoid:
-                return last
             if free:
-                others = [each for each in free if each is not avoid]
-                return min(others or free, key=lambda each: each.sessions)
+                others = [each for each in free if each is not avoid] or free
+                best = last if last in others else min(others, key=lambda each: each.sessions)
+                assert best is not None
+                assert best.found is not None
+                return best, best.found
             soonest = min(each.busy_until for each in self.up)
             if soonest > until:
                 raise EngineUnavailable(f"engine {self.name!r} is busy: {self.up[0].why}")
@@ -162,15 +167,20 @@ class Replicas:
 
     async def _look_after(self, replica: Replica) -> None:
         """Ask it now and then: whether it is still there, or there again."""
-        told = replica.why
+        told, heard = replica.why, 0
         while True:
-            await asyncio.sleep(self.interval_s)
+            await asyncio.sleep(self.settings.health_interval_s)
             if replica.found is not None:
                 try:
-                    await replica.client.models()
+                    await probe.card(replica.client, self.settings)
+                except Misfit as misfit:
+                    replica.why = f"{misfit}. {misfit.advice}"
+                    self._leave_out(replica)
                 except Failed as failed:
-                    if failed.kind != "busy":
+                    # Where it wrote since the last look, it only has no time for this.
+                    if failed.kind == "wrong" or replica.client.watch.heard == heard:
                         self.went_wrong(replica, failed)
+                heard = replica.client.watch.heard
                 continue
             with contextlib.suppress(Failed, Misfit):
                 await self.admit(replica)

@@ -7,6 +7,7 @@ HTTP, which server is chosen, when a turn ends.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -16,11 +17,15 @@ from server.core import EngineUnavailable, InvalidRequest, TokenIds
 from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
 from server.engines.remote import protocol
 from server.engines.remote.client import Failed
+from server.engines.remote.probe import Found
 from server.engines.remote.protocol import Chunk, Malformed
 from server.engines.remote.replicas import Replica, Replicas
 from server.engines.turn import Turn
 
 Answer = TypeVar("Answer")
+
+PAUSE_S = 0.1
+"""Before the only server is asked again, doubled each time."""
 
 
 class Core:
@@ -64,8 +69,8 @@ class RemoteSession:
         self._begin()
         try:
             while turn.end is None:
-                replica = await self._place()
-                stream = self._asked(turn, replica)
+                replica, found = await self._place()
+                stream = self._asked(turn, replica, found.plugin)
                 try:
                     async with aclosing(stream) as chunks:
                         async for chunk in chunks:
@@ -78,7 +83,7 @@ class RemoteSession:
                                     break
                             else:
                                 if chunk.finish == "stop":
-                                    _end(turn, chunk.stopped, replica)
+                                    _end(turn, chunk.stopped, found.plugin)
                             if turn.end is not None and chunk.finish is None:
                                 break  # on which the server stops too
                     core.replicas.went_well(replica)
@@ -89,15 +94,14 @@ class RemoteSession:
         finally:
             self._finish()
 
-    def _asked(self, turn: Turn, replica: Replica) -> AsyncGenerator[Chunk]:
+    def _asked(self, turn: Turn, replica: Replica, plugin: bool) -> AsyncGenerator[Chunk]:
         core, rest = self._core, turn.rest()
-        assert replica.found is not None
         body = protocol.turn(
             rest,
             core.info,
             self._ids.copy(),
             model=core.model,
-            plugin=replica.found.plugin,
+            plugin=plugin,
             prompt_length=self._prompt_length,
             session=self._key,
         )
@@ -134,7 +138,7 @@ class RemoteSession:
         self._begin()
         try:
             while True:
-                replica = await self._place()
+                replica, _ = await self._place()
                 try:
                     answer = await ask(replica)
                 except Failed as failed:
@@ -159,16 +163,18 @@ class RemoteSession:
             self._busy = False
             self._core.running -= 1
 
-    async def _place(self) -> Replica:
-        """The server of the next request."""
+    async def _place(self) -> tuple[Replica, Found]:
+        """The server of the next request, and what it is, which may be forgotten meanwhile."""
         at = self._at
-        replica = await self._core.replicas.take(at, at if self._failed else None)
+        if self._failed and len(self._core.replicas.up) == 1:
+            await asyncio.sleep(PAUSE_S * 2 ** (self._failed - 1))
+        replica, found = await self._core.replicas.take(at, at if self._failed else None)
         if replica is not at:
             self._leave()
             self._at = replica
             replica.sessions += 1
             self._unread = len(self._ids)
-        return replica
+        return replica, found
 
     def _leave(self) -> None:
         if self._at is not None:
@@ -199,8 +205,8 @@ class RemoteSession:
             self._leave()
 
 
-def _end(turn: Turn, last: Token | None, replica: Replica) -> None:
-    """The server ended the turn: at a token that ends the text, or where the processor forced it.
+def _end(turn: Turn, last: Token | None, plugin: bool) -> None:
+    """The server ended the turn: at a token that ends the text, or where its processor forced it.
 
     Where no rule says so, it is an end that only the server knows of.
     """
@@ -208,7 +214,7 @@ def _end(turn: Turn, last: Token | None, replica: Replica) -> None:
         turn.end = TurnEnd("stop")
         return
     known = last.id in (*turn.stop_ids, *turn.params.ends, *turn.params.stop_token_ids)
-    if known and replica.found is not None and replica.found.plugin:
+    if known and plugin:
         turn.offer_stopped(last)
     else:
         turn.offer(last, ended=True)

@@ -49,9 +49,7 @@ async def start(name: str, settings: RemoteSettings, _: int) -> RemoteEngine:
             its = await probe.card(client, settings)
             return await probe.examine(client, settings, its, tokenizer)
 
-        replicas = Replicas(
-            name, [Replica(client) for client in clients], examine, settings.health_interval_s
-        )
+        replicas = Replicas(name, [Replica(client) for client in clients], examine, settings)
         await _admit(name, replicas, at_hand)
         promised = replicas.promised
         assert promised is not None

@@ -52,6 +52,7 @@ class Fake:
         self.trouble = trouble
         self.retry_after: str | None = None
         self.metrics: str | None = None
+        self.looks: str | None = None
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.streams = 0
@@ -110,6 +111,8 @@ class Fake:
     ) -> None:
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             return self._plain(writer, 401, {"error": {"message": "Unauthorized"}})
+        if path == "/v1/models" and self.looks is not None:
+            return self._plain(writer, int(self.looks), {})
         if path == "/v1/models":
             card: dict[str, Any] = {"id": self.model, "root": self.tokenizer.chat.name_or_path}
             if self.context is not None:

@@ -131,3 +131,35 @@ async def test_a_busy_one_sends_its_turns_to_the_others(servers, engines):
     assert len(busy.bodies) == 1
     assert len(other.bodies) == 4
     assert len(engine.replicas.up) == 2
+
+
+@pytest.mark.parametrize("kind", ["below", "word"])
+async def test_a_turn_ends_well_on_one_that_is_left_out_meanwhile(servers, engines, local, kind):
+    fake = await servers(step_s=0.02)
+    engine = await engines(fake, health_interval_s=60)
+    for prompt in ("One", "Two", "Three", "Four"):
+        expected = await turn(local, prompt, TURNS[kind])
+        got = asyncio.create_task(turn(engine, prompt, TURNS[kind]))
+        await asyncio.sleep(0.01)
+        (replica,) = engine.replicas.all
+        found, replica.found = replica.found, None
+        tokens, end = await got
+        assert (written(tokens), end.reason) == (written(expected[0]), expected[1].reason)
+        replica.found = found
+
+
+async def test_one_that_writes_and_has_no_time_for_a_look_stays(servers, engines):
+    fake = await servers(step_s=0.02)
+    engine = await engines(fake, health_interval_s=0.08)
+    fake.looks = "500"
+    await turn(engine, "Prompt 1", LONG)
+    assert engine.alive
+    await until(lambda: not engine.alive)  # once it writes no more
+
+
+async def test_the_only_one_is_asked_again_after_a_pause(servers, engines):
+    fake = await servers(trouble=lambda n: "500" if n < 2 else None)
+    engine = await engines(fake, health_interval_s=60)
+    began = asyncio.get_running_loop().time()
+    await turn(engine, "One", TURNS["plain"])
+    assert asyncio.get_running_loop().time() - began >= 0.3
