@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from server.engines.remote.probe import PLUGIN
+from server.engines.vllm.lifeline import SERVER
 from tests.conftest import ROOT
 
 KEY = "sk-of-the-engine"
@@ -29,7 +30,7 @@ def vllm_serve(model: Path, folder: Path, *args: str) -> Iterator[str]:
         folder: for its log, and what it needs besides.
     """
     path = [str(ROOT), str(_metadata(folder))]
-    env = {name: value for name, value in os.environ.items() if name != "NUDGE_SERVER_PID"}
+    env = {name: value for name, value in os.environ.items() if name != SERVER}
     env |= {
         "PYTHONPATH": os.pathsep.join(path),
         "VLLM_USE_V2_MODEL_RUNNER": "0",
