@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,9 @@ from server.core import NudgeError, NudgingConfig, SamplingParams
 from server.policies import PolicySpec
 
 Role = Literal["nudged", "base", "aligned"]
+
+NAMED = 24
+"""Names that are told to whoever asks for another one, at most."""
 
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?|\.[0-9]+")
 
@@ -96,4 +100,6 @@ def _gamma(text: str, model: str, names: Iterator[str]) -> float:
 
 def _unknown(model: str, names: Iterator[str]) -> str:
     shown = model if len(model) <= 80 else model[:77] + "..."
-    return f"The model {shown!r} does not exist. Served: {', '.join(names)}, and NAME@GAMMA."
+    some = list(islice(names, NAMED + 1))
+    served = ", ".join(some[:NAMED]) + (", ..." if len(some) > NAMED else "")
+    return f"The model {shown!r} does not exist. Served: {served}, and NAME@GAMMA."

@@ -37,6 +37,7 @@ FIELDS: Json = {
     "repetition_penalty": 1.5,
     "logit_bias": {"5": 1},
     "response_format": {"type": "json_object"},
+    "tools": [{"type": "function", "function": {"name": "f"}}],
     "min_tokens": 2,
     "ignore_eos": True,
     "stop_token_ids": [5],
@@ -44,7 +45,7 @@ FIELDS: Json = {
     "top_p": 0.5,
     "seed": 1,
 }
-TRACE_JS = ROOT / "server" / "api" / "playground" / "static" / "trace.js"
+SCRIPTS = ROOT / "server" / "api" / "playground" / "static"
 
 
 def ask(server: Server, spec: PolicySpec, model: str = "fox", **more: Any) -> httpx.Response:
@@ -130,10 +131,12 @@ def of_page(folder: Path, script: str, **given: Any) -> Any:
     node = shutil.which("node")
     if node is None:
         pytest.skip("there is no node to run the page's script")
-    shutil.copy(TRACE_JS, folder / "trace.mjs")
+    for script_file in SCRIPTS.glob("*.js"):
+        shutil.copy(script_file, folder)
+    (folder / "package.json").write_text('{"type": "module"}')
     path = folder / "run.mjs"
     path.write_text(
-        'import * as page from "./trace.mjs";\n'
+        'import * as page from "./trace.js";\n'
         f"const given = {json.dumps(given)};\n"
         f"console.log(JSON.stringify({script}));\n"
     )

@@ -60,7 +60,7 @@ def test_head_answers_as_get_without_the_body(keyed: Server, path: str):
             if path != "/metrics":  # which has moved by one request
                 assert head.headers["content-length"] == str(len(got.content))
             assert int(head.headers["content-length"]) > 0
-            named = {"date", "x-request-id", "content-length"}
+            named = {"date", "x-request-id", "request-id", "content-length"}
             assert {(k, v) for k, v in head.headers.items() if k not in named} == {
                 (k, v) for k, v in got.headers.items() if k not in named
             }

@@ -8,6 +8,7 @@ or is read as long as it is wanted.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
@@ -76,9 +77,11 @@ async def remote_engine(url: str, stops: str) -> Engine:
     )
 
 
-@pytest.fixture(
-    params=["scripted", "vllm base", "vllm aligned-1k", "remote plugin", "remote stream"]
-)
+ELSEWHERE = ["remote plugin", "remote stream"] if os.environ.get("NUDGE_TEST_REMOTE") else []
+"""Two more engines, on a `vllm serve` of their own: as long again. `test_remote.py` runs always."""
+
+
+@pytest.fixture(params=["scripted", "vllm base", "vllm aligned-1k", *ELSEWHERE])
 async def engine(
     request: pytest.FixtureRequest, registry: Registry, remotes: dict[str, Engine]
 ) -> Engine:
