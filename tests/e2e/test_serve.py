@@ -146,4 +146,7 @@ def test_the_terminal_shows_the_servers_own_lines_alone(live: Server):
     shown = started[: next(n for n, line in enumerate(live.lines) if "ready in" in line)]
     assert len(shown) >= 5
     own = ("nudge ", "  loading ", "  ready ", "warning ")
-    assert [line for line in shown if line.strip() and not line.startswith(own)] == []
+    others = [line for line in shown if line.strip() and not line.startswith(own)]
+    engines = [line for line in others if " INFO nudge [-] engine '" in line]
+    assert others == engines  # what each engine runs as, in the server's own words
+    assert len(engines) == 2
