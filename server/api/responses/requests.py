@@ -137,6 +137,12 @@ class ResponseRequest(Generation):
         return self
 
     @model_validator(mode="after")
+    def _one_form(self) -> ResponseRequest:
+        if self.structured_outputs is not None and self.text and self.text.schema_asked is not None:
+            raise refused("structured_outputs", "'structured_outputs' can't go with 'text.format'")
+        return self
+
+    @model_validator(mode="after")
     def _logprobs_asked(self) -> ResponseRequest:
         if self.top_logprobs and self.top is None:
             raise refused("top_logprobs", f"'top_logprobs' needs {LOGPROBS!r} in 'include'")
@@ -154,7 +160,8 @@ class ResponseRequest(Generation):
         """``messages``: the whole conversation."""
         effort = None if self.reasoning is None else self.reasoning.effort
         ask = self.ask_of(Chat(messages, tools=self.tools_asked, effort=effort))
-        return replace(ask, schema=None if self.text is None else self.text.schema_asked)
+        schema = None if self.text is None else self.text.schema_asked
+        return ask if schema is None else replace(ask, schema=schema)
 
     def _max_tokens(self) -> int | None:
         return self.max_output_tokens

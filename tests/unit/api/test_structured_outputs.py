@@ -98,6 +98,18 @@ async def test_what_cannot_be_followed_is_refused(
     assert len(response.json()["error"]["message"]) < 400
 
 
+async def test_a_response_follows_it_too(client: httpx.AsyncClient):
+    body: Json = {"model": "pair", "input": "Who?", "max_output_tokens": 30}
+    for asked, form in (({"regex": "[a-f]{5}"}, "[a-f]{5}"), ({"json": {"enum": [17]}}, "17")):
+        response = await client.post("/v1/responses", json=body | {"structured_outputs": asked})
+        (item,) = response.json()["output"]
+        assert re.fullmatch(form, item["content"][0]["text"])
+        twice = {"structured_outputs": asked, "text": {"format": {"type": "json_object"}}}
+        response = await client.post("/v1/responses", json=body | twice)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "structured_outputs"
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [
