@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag
 
 from server.api.fields import Echoed, Strict, kind_of
-from server.api.openai.formats import JsonObjectFormat, NamedSchema, TextFormat
+from server.api.openai.formats import JsonObjectFormat, NamedSchema, TextFormat, schema_asked
 
 
 class FlatObject(JsonObjectFormat):
@@ -47,7 +47,5 @@ class TextOptions(Strict):
         match self.format:
             case FlatSchema(schema_=schema):
                 return schema
-            case JsonObjectFormat(schema_=schema):
-                return {"type": "object"} if schema is None else schema
-            case _:
-                return None
+            case form:
+                return schema_asked(form)
