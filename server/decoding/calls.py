@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from server.core import Finished, Piece
 from server.decoding.parsing import CallArguments, CallBegins, Content, Part
-from server.decoding.unread import Unread, begun, one
+from server.decoding.unread import Reader, begun, one
 from server.text.tools.formats import Format
 
 _NAME = re.compile(r"[^\s\"'{}\[\]<>]{1,256}")
@@ -31,14 +31,13 @@ def new_id() -> str:
     return "call_" + "".join(secrets.choice(_LETTERS) for _ in range(24))
 
 
-class Calls:
+class Calls(Reader):
     """The parser of one answer (`server.decoding.parsing.Parser`)."""
 
     def __init__(self, format: Format, new_id: Callable[[], str] = new_id) -> None:
+        super().__init__(self._prose)
         self._format = format
         self._new_id = new_id
-        self._unread = Unread()
-        self._state = self._prose
         self._said = False  # whether there was text that isn't white space
         self._number = 0  # calls that have begun
         self._whole = 0  # … and those that are whole
@@ -46,13 +45,7 @@ class Calls:
         self._object = _Object()
 
     def push(self, piece: Piece) -> Iterable[Part]:
-        if piece.only_tokens and not piece.scored:
-            return
-        self._unread.push(piece)
-        state = None
-        while state != self._state:
-            state = self._state
-            yield from state()
+        return self._read(piece)
 
     def end(self, finished: Finished) -> Iterable[Part | Finished]:
         if self._state == self._name and not finished.was_cut:

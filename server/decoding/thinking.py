@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from server.core import Finished, Piece
 from server.decoding.parsing import Parser, Part, Reasoning
-from server.decoding.unread import Unread, begun
+from server.decoding.unread import Reader, begun
 from server.text.thinking import Thoughts
 
 
-class Thinking:
+class Thinking(Reader):
     """The parser of one answer (`server.decoding.parsing.Parser`).
 
     Thoughts are at the answer's beginning, or nowhere. White space around them says nothing.
@@ -30,25 +30,15 @@ class Thinking:
             thinking: whether the answer begins in them.
             marker: of a tool call, which ends them too.
         """
+        super().__init__(self._beginning)
         self._thoughts = thoughts
         self._marks = [mark for mark in (thoughts.closes, marker) if mark]
         self._parser = behind
-        self._unread = Unread()
-        self._state = self._beginning
         self._thinking = thinking
         self._tokens = 0
 
     def push(self, piece: Piece) -> Iterable[Part]:
-        if self._state == self._said:
-            yield from self._parser.push(piece)
-            return
-        if piece.only_tokens and not piece.scored:
-            return
-        self._unread.push(piece)
-        state = None
-        while state != self._state:
-            state = self._state
-            yield from state()
+        return self._parser.push(piece) if self._state == self._said else self._read(piece)
 
     def end(self, finished: Finished) -> Iterable[Part | Finished]:
         if self._state == self._thought or (self._state == self._beginning and self._thinking):

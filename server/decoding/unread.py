@@ -1,4 +1,4 @@
-"""Text that a parser has and can't yet say anything of.
+"""Text that a parser has and can't yet say anything of, and how it comes to say something.
 
 Knows: pieces, and where they may be cut. Does not know: what the text means.
 """
@@ -6,10 +6,11 @@ Knows: pieces, and where they may be cut. Does not know: what the text means.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from server.core import Piece
+from server.decoding.parsing import Part
 from server.decoding.stream import cut
 
 
@@ -43,6 +44,24 @@ class Unread:
         self.text = ""
         while self._pieces:
             yield self._pieces.popleft()
+
+
+class Reader:
+    """A parser that is in one state at a time: what it reads next. Each gives away what it can say
+    of what is unread, and may leave the rest to another one."""
+
+    def __init__(self, state: Callable[[], Iterator[Part]]) -> None:
+        self._unread = Unread()
+        self._state = state
+
+    def _read(self, piece: Piece) -> Iterator[Part]:
+        if piece.only_tokens and not piece.scored:
+            return
+        self._unread.push(piece)
+        state = None
+        while state != self._state:
+            state = self._state
+            yield from state()
 
 
 def begun(text: str, mark: str) -> int:
