@@ -107,6 +107,8 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 Some = Annotated[list[Item], Field(max_length=MAX_ITEMS, fail_fast=True)]
 """A list that is not endless."""
 
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
 TOKEN_ID_SCHEMA: dict[str, Any] = {
     "type": "integer",
     "minimum": TOKEN_IDS.start,

@@ -19,6 +19,7 @@ from server.api.fields import (
     MAX_ITEMS,
     ModelName,
     Neutral,
+    Probability,
     Some,
     Strict,
     Whole,
@@ -30,9 +31,6 @@ from server.api.fields import (
 )
 from server.config import MAX_STOPS
 from server.core import AnswerRequest, Message, Tool
-
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
 
 _NOT_FOR_TOOLS: dict[str, Neutral] = {
     "defer_loading": empty,
@@ -205,8 +203,8 @@ class MessagesRequest(Prompt):
 
     max_tokens: Annotated[Whole, Field(ge=1)]
     stop_sequences: Annotated[list[str], described(maxItems=MAX_STOPS)] | None = None
-    temperature: Share | None = None
-    top_p: Share | None = None
+    temperature: Probability | None = None
+    top_p: Probability | None = None
     top_k: Annotated[Whole, Field(ge=0, lt=2**31)] | None = None
     stream: bool | None = None
     service_tier: Literal["auto", "standard_only"] | None = None

@@ -14,7 +14,6 @@ from server.api.fields import MAX_ITEMS, TOKEN_ID_SCHEMA, described, refused, to
 
 MAX_TOP_LOGPROBS = 20
 
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 
 Text = Annotated[str, described(minLength=1)]

@@ -17,6 +17,7 @@ from server.api.extension import NudgingOptions
 from server.api.fields import (
     ModelName,
     Neutral,
+    Probability,
     Strict,
     TokenIdList,
     Whole,
@@ -26,7 +27,7 @@ from server.api.fields import (
     refuse,
     refused,
 )
-from server.api.openai.fields import Biases, Penalty, Probability, Text
+from server.api.openai.fields import Biases, Penalty, Text
 from server.api.openai.formats import Format, StructuredOutputs, schema_asked
 from server.config import MAX_STOPS
 from server.core import AnswerRequest
