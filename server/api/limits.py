@@ -12,13 +12,12 @@ from functools import lru_cache
 from fastapi import Request
 
 from server.api.admission import Gate, Ticket
-from server.api.ask import Ask, Asked, Tools
+from server.api.ask import Ask, Asked
 from server.api.errors import ApiError
 from server.config import ServerSettings
 from server.core import ContextLengthExceeded
 from server.decoding.handover import too_long
 from server.decoding.stream import Writer
-from server.serving.catalog import Served
 from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
 
@@ -43,24 +42,6 @@ def check_request(request: Request, ask: Ask) -> None:
         )
     gate.check(answers, _key(request), ask.priority)
     _check_texts(registry, ask)
-
-
-def seen(registry: Registry, tools: Tools | None, served: Served) -> Tools | None:
-    """The tools that the served model is told of: none, where it is set to pass over them.
-
-    Raises `ApiError` (400) where it is set to refuse them, or can't pass over these.
-    """
-    setting = registry.settings.models[served.name].tools
-    if tools is None or setting not in ("refuse", "unseen"):
-        return tools
-    if setting == "refuse" or tools.demanded:
-        raise ApiError(
-            400,
-            f"'tools' are not served by {served.name!r} (models.{served.name}.tools: {setting}), "
-            "unless 'tool_choice' is 'none'",
-            param="tools",
-        )
-    return None
 
 
 def take_ticket(request: Request, answers: int, priority: int) -> Ticket:

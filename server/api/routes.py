@@ -20,7 +20,8 @@ from server.api.body import body_schema, json_text
 from server.api.dialect import Dialect
 from server.api.dialects import DIALECTS
 from server.api.errors import ApiError
-from server.api.limits import check_request, seen
+from server.api.limits import check_request
+from server.api.prompts import rendered, seen
 from server.api.respond import Answers, respond
 from server.api.store import shelf
 from server.core import AnswerRequest, Grammar, Message, NudgingConfig, PromptPair
@@ -59,12 +60,13 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
         ask, reply = dialect.parse(await json_text(request), shelf(request))
         check_request(request, ask)
         served = registry.resolve(ask.model)
-        ask, unseen = _told(registry, served, ask)
+        offered = _offers_tools(ask)
+        ask = _told(registry, served, ask)
         nudging = _nudging(served, ask)
         served = registry.stand_in(served, nudging)
         _check_one_model(served, ask)
         pairs = await _read_text(ask, lambda: _prompts(registry, served, ask))
-        ask, left_out = _fitting(ask, pairs)
+        ask = _fitting(ask, pairs)
         grammar = await _grammar(request, registry, served, ask, pairs)
         parser = _parser(registry, served, ask, pairs)
         marked = parser is not Plain
@@ -81,7 +83,7 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
             parser,
         )
         response = await respond(request, answers, reply)
-        if unseen or left_out:
+        if offered and not _offers_tools(ask):
             response.headers["X-Nudge-Tools"] = "unseen"
         if ask.passed_over:
             response.headers["X-Nudge-Passed-Over"] = ", ".join(ask.passed_over)
@@ -92,24 +94,25 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
     return endpoint
 
 
-def _told(registry: Registry, served: Served, ask: Ask) -> tuple[Ask, bool]:
-    """What is asked for, without tools that the served model passes over; and whether there are
-    any."""
-    if not isinstance(ask.prompt, Chat) or ask.prompt.tools is None:
-        return ask, False
+def _offers_tools(ask: Ask) -> bool:
+    return isinstance(ask.prompt, Chat) and ask.prompt.tools is not None
+
+
+def _told(registry: Registry, served: Served, ask: Ask) -> Ask:
+    """What is asked for, without tools that the served model passes over."""
+    if not isinstance(ask.prompt, Chat):
+        return ask
     tools = seen(registry, ask.prompt.tools, served)
-    return replace(ask, prompt=replace(ask.prompt, tools=tools)), tools is None
+    return replace(ask, prompt=replace(ask.prompt, tools=tools))
 
 
-def _fitting(ask: Ask, pairs: Pairs) -> tuple[Ask, bool]:
-    """What is asked for, without tools for which there is no room; and whether there are any."""
-    if not isinstance(ask.prompt, Chat) or ask.prompt.tools is None:
-        return ask, False
+def _fitting(ask: Ask, pairs: Pairs) -> Ask:
+    """What is asked for, without tools for which there was no room."""
+    if not isinstance(ask.prompt, Chat):
+        return ask
     (pair,) = pairs
     assert pair is not None
-    if pair.tools:
-        return ask, False
-    return replace(ask, prompt=replace(ask.prompt, tools=None)), True
+    return ask if pair.tools else replace(ask, prompt=replace(ask.prompt, tools=None))
 
 
 def _nudging(served: Served, ask: Ask) -> NudgingConfig:
@@ -193,13 +196,7 @@ async def _read_text(ask: Ask, read: Callable[[], Result]) -> Result:
 def _prompts(registry: Registry, served: Served, ask: Ask) -> Pairs:
     """For each prompt what the models read of a conversation; None: it is read as it is."""
     if isinstance(ask.prompt, Chat):
-        chat = ask.prompt
-        tools = () if chat.tools is None else chat.tools.offered
-        needed = chat.tools is not None and chat.tools.demanded
-        pair = registry.prompts(
-            *(served, chat.messages, chat.kwargs, chat.end, tools, chat.effort), tools_needed=needed
-        )
-        return [pair]
+        return [rendered(registry, served, ask.prompt)]
     return [
         registry.prompts(served, [Message("user", prompt)])
         if served.role == "nudged" and isinstance(prompt, str)

@@ -13,18 +13,17 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from server.api.body import body_schema, read
-from server.api.limits import seen
 from server.api.openai.messages import (
-    Conversation,
     DetokenizeRequest,
     TemplateRequest,
     TokenizeMessages,
     TokenizeRequest,
 )
 from server.api.openapi import responses
+from server.api.prompts import rendered
 from server.api.schemas import Detokenized, Templated, Tokenized
-from server.core import InvalidRequest, PromptPair, joined
-from server.decoding.handover import without_last_space
+from server.core import InvalidRequest, joined
+from server.decoding.handover import read_before
 from server.serving.catalog import Served
 from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
@@ -34,18 +33,6 @@ _FAILURES = (400, 401, 404, 413, 415, 503, 504)
 
 def routes(registry: Registry) -> APIRouter:
     router = APIRouter()
-
-    def prompts(served: Served, body: Conversation) -> PromptPair:
-        tools = seen(registry, body.tools_asked, served)
-        return registry.prompts(
-            served,
-            body.conversation(),
-            body.chat_template_kwargs,
-            body.prompt_end,
-            () if tools is None else tools.offered,
-            body.reasoning_effort,
-            tools_needed=tools is not None and tools.demanded,
-        )
 
     # A body may be megabytes of text: whatever grows with it is done beside the event loop.
 
@@ -60,7 +47,7 @@ def routes(registry: Registry) -> APIRouter:
         served = registry.resolve(body.model)
 
         def respond() -> Response:
-            pair = prompts(served, body)
+            pair = rendered(registry, served, body.chat())
             return JSONResponse({"base": joined(pair.base), "aligned": joined(pair.aligned)})
 
         return await asyncio.to_thread(respond)
@@ -80,10 +67,9 @@ def routes(registry: Registry) -> APIRouter:
 
         def respond() -> Response:
             if isinstance(body, TokenizeMessages):
-                pair = prompts(served, body)
+                pair = rendered(registry, served, body.chat())
                 # As in an answer, whose first token brings this space along.
-                prompt, _ = without_last_space(getattr(pair, role))
-                tokens = info.tokenizer.encode_prompt(prompt)
+                tokens = list(read_before(info.tokenizer, getattr(pair, role)))
             else:
                 bos = body.add_special_tokens is not False
                 tokens = info.tokenizer.encode_prompt(body.prompt, bos=bos)

@@ -357,9 +357,15 @@ class Growing:
         return piece if text or scored or taken else None
 
 
+def read_before(tokenizer: Tokenizer, prompt: PromptText) -> tuple[int, ...]:
+    """What a model reads of a prompt before an answer begins."""
+    return _encoded(tokenizer, without_last_space(prompt)[0])
+
+
 @lru_cache(maxsize=8)
 def _encoded(tokenizer: Tokenizer, prompt: PromptText) -> tuple[int, ...]:
-    """Of the ``n`` answers to one prompt the first one has it tokenized."""
+    """Of the ``n`` answers to one prompt the first one has it tokenized; or whoever wanted to know
+    before whether it fits."""
     return tuple(tokenizer.encode_prompt(prompt))
 
 

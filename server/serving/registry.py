@@ -28,6 +28,7 @@ from server.core import (
 )
 from server.decoding.alone import Alone
 from server.decoding.calls import Calls
+from server.decoding.handover import read_before
 from server.decoding.parsing import Parser, Plain
 from server.decoding.strategies import Pair, misfits
 from server.decoding.stream import Writer
@@ -188,7 +189,7 @@ class Registry(Catalog):
         texts: dict[str, PromptText] = {"base": pair.base, "aligned": pair.aligned}
         infos = {role: self._info(served.name, role) for role in served.roles}
         return all(
-            len(info.tokenizer.encode_prompt(texts[role])) <= (1 - ROOM) * info.context_length
+            len(read_before(info.tokenizer, texts[role])) <= (1 - ROOM) * info.context_length
             for role, info in infos.items()
         )
 

@@ -16,9 +16,9 @@ from server.api.anthropic.messages import FAILURES
 from server.api.anthropic.requests import Prompt
 from server.api.anthropic.schemas import CountedTokens
 from server.api.body import body_schema, read
-from server.api.limits import seen
 from server.api.openapi import responses
-from server.decoding.handover import without_last_space
+from server.api.prompts import rendered
+from server.decoding.handover import read_before
 from server.serving.registry import Registry
 
 
@@ -36,20 +36,14 @@ def routes(registry: Registry) -> APIRouter:
         body = await read(request, Prompt)
         served = registry.resolve(body.model)
         served = registry.stand_in(served, served.nudging)
-        chat = body.chat()
-        tools = seen(registry, chat.tools, served)
-        offered = () if tools is None else tools.offered
-        needed = tools is not None and tools.demanded
         alone = served.role == "aligned" or served.degraded
         role: Literal["base", "aligned"] = "aligned" if alone else "base"
         info = registry.info(served, role)
 
         def respond() -> Response:
-            pair = registry.prompts(
-                *(served, chat.messages, chat.kwargs, chat.end, offered), tools_needed=needed
-            )
-            prompt, _ = without_last_space(getattr(pair, role))
-            return JSONResponse({"input_tokens": len(info.tokenizer.encode_prompt(prompt))})
+            pair = rendered(registry, served, body.chat())
+            read = read_before(info.tokenizer, getattr(pair, role))
+            return JSONResponse({"input_tokens": len(read)})
 
         return await asyncio.to_thread(respond)  # a body may be megabytes of text
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, model_validator
 
-from server.api.ask import Ask, Chat
+from server.api.ask import Ask
 from server.api.dialect import Reply, Written
 from server.api.fields import Whole, empty, only, refuse, refused
 from server.api.openai.fields import MAX_TOP_LOGPROBS
@@ -58,14 +58,7 @@ class ChatRequest(Conversation, Generation):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def ask(self) -> Ask:
-        prompt = Chat(
-            self.conversation(),
-            self.chat_template_kwargs,
-            self.prompt_end,
-            self.tools_asked,
-            self.reasoning_effort,
-        )
-        return self.ask_of(prompt)
+        return self.ask_of(self.chat())
 
 
 class ChatRenderer(Renderer):

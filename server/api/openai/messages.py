@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from server.api.ask import Chat
 from server.api.fields import (
     MAX_ITEMS,
     ModelName,
@@ -169,6 +170,15 @@ class Conversation(Offer):
             if self.messages[-1].tool_calls or self.messages[-1].function_call:
                 raise refused(name, f"{name!r}: a message that calls tools can't be continued")
         return self
+
+    def chat(self) -> Chat:
+        return Chat(
+            self.conversation(),
+            self.chat_template_kwargs,
+            self.prompt_end,
+            self.tools_asked,
+            self.reasoning_effort,
+        )
 
     def conversation(self) -> list[Message]:
         called: dict[str, str] = {}
