@@ -291,7 +291,7 @@ def bodies(draw: st.DrawFn, path: str) -> bytes:
 
 LAW = settings(REPEATABLE, max_examples=100)
 ENDS = ("data: [DONE]", "event: response.completed", "event: response.incomplete")
-MORE = {path: settings(REPEATABLE, max_examples=200) for path in ("/v1/responses", "/v1/messages")}
+MORE = {path: settings(REPEATABLE, max_examples=500) for path in ("/v1/responses", "/v1/messages")}
 """Where it is another number of examples."""
 
 
