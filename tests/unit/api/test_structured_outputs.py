@@ -3,7 +3,6 @@ asked for, whoever wrote it, and what can't be followed is refused by its name."
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -12,9 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server import config
-from server.api.app import create_app
-from server.serving.registry import Registry
+from tests.unit.api.served import application
 from tests.unit.api.test_tool_chats import ASK, TOOLS, engines
 
 Json = dict[str, Any]
@@ -28,13 +25,10 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         engine |= {"backend": "scripted", "args": {"script": engine.pop("script")}}
     for name, aligned in (("pair", "aligned"), ("cross", "small")):
         given["models"][name] = {"base": "base", "aligned": aligned, "sampling": {"temperature": 0}}
-    registry = Registry(config.Settings.model_validate(given))
-    await registry.start()
-    app = create_app(registry, start=asyncio.Event().wait)
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as asking:
-        yield asking
-    await registry.aclose()
+    async with application(given) as app:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as asking:
+            yield asking
 
 
 async def ask(client: httpx.AsyncClient, asked: Any, model: str = "pair", **more: Any) -> Any:

@@ -3,7 +3,6 @@ client gets, and all that it gets is a call by its schema."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,11 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server import config
-from server.api.app import create_app
 from server.api.openai.schemas import ChatCompletion, ChatCompletionChunk
-from server.serving.registry import Registry
 from tests.conftest import ROOT
+from tests.unit.api.served import application
 
 Json = dict[str, Any]
 
@@ -75,13 +72,10 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
             model["reasoning"] = "think"
         given["models"][name] = model
         given["models"][f"{name}-cross"] = model | {"aligned": f"{name}-small"}
-    registry = Registry(config.Settings.model_validate(given))
-    await registry.start()
-    app = create_app(registry, start=asyncio.Event().wait)
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as asking:
-        yield asking
-    await registry.aclose()
+    async with application(given) as app:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as asking:
+            yield asking
 
 
 async def ask(client: httpx.AsyncClient, model: str, **more: Any) -> Json:

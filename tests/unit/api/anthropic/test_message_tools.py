@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,10 +11,8 @@ import httpx2
 import pytest
 from anthropic.types import Message
 
-from server import config
-from server.api.app import create_app
-from server.serving.registry import Registry
 from tests.conftest import ROOT
+from tests.unit.api.served import application
 
 Json = dict[str, Any]
 
@@ -62,17 +59,16 @@ async def client() -> AsyncIterator[anthropic.AsyncAnthropic]:
         if name.startswith("thinks"):
             model["reasoning"] = "think"
         given["models"][name] = model
-    registry = Registry(config.Settings.model_validate(given))
-    await registry.start()
-    transport = httpx2.ASGITransport(create_app(registry, start=asyncio.Event().wait))
-    async with anthropic.AsyncAnthropic(
-        api_key="none",
-        base_url="http://test",
-        max_retries=0,
-        http_client=httpx2.AsyncClient(transport=transport),
-    ) as asking:
+    async with (
+        application(given) as app,
+        anthropic.AsyncAnthropic(
+            api_key="none",
+            base_url="http://test",
+            max_retries=0,
+            http_client=httpx2.AsyncClient(transport=httpx2.ASGITransport(app)),
+        ) as asking,
+    ):
         yield asking
-    await registry.aclose()
 
 
 async def ask(client: anthropic.AsyncAnthropic, model: str, **more: Any) -> Message:

@@ -3,7 +3,6 @@ streamed alike, and what came of it can be sent back, or gone on from."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,10 +13,8 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
-from server import config
-from server.api.app import create_app
-from server.serving.registry import Registry
 from tests.conftest import ROOT
+from tests.unit.api.served import application
 from tests.unit.api.test_tool_chats import ARGUMENTS, LOOKUP, NOW, SAID, TEXTS, engines
 
 Json = dict[str, Any]
@@ -46,10 +43,8 @@ async def app() -> AsyncIterator[Any]:
         given["models"][f"{name}-cross"] = model | {"aligned": f"{name}-small"}
         given["models"][f"{name}-refuses"] = model | {"tools": "refuse"}
         given["models"][f"{name}-unseen"] = model | {"tools": "unseen"}
-    registry = Registry(config.Settings.model_validate(given))
-    await registry.start()
-    yield create_app(registry, start=asyncio.Event().wait)
-    await registry.aclose()
+    async with application(given) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
