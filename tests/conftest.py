@@ -33,6 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo"
 CONFIGS = ROOT / "configs"
 
+SHARED = ("registry", "live")
+"""Fixtures that start engines for the whole session."""
+
 REPEATABLE = settings(
     derandomize=True,
     database=None,
@@ -40,6 +43,21 @@ REPEATABLE = settings(
     suppress_health_check=list(HealthCheck),
 )
 """Of laws about a live server: the same examples every time, however long each takes."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares engines is one group, so that of two processes (``--dist loadgroup``) only one
+    starts them; they are the longest groups, and come first. Any other file is one."""
+
+    def group(item: pytest.Item) -> str:
+        names = getattr(item, "fixturenames", ())
+        return next((name for name in SHARED if name in names), item.location[0])
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: [name != group(item) for name in SHARED])
 
 
 @pytest.fixture(scope="session")

@@ -7,36 +7,43 @@ which dialect they stand, how an answer is written.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, create_model
 
-from server.api.fields import Whole
+from server.api.fields import WHOLE
 from server.api.openapi import sometimes
-from server.core import EndCheck, Finished, Piece, Rejected, Speaker, StopReason, Usage
-from server.policies import Policy
+from server.config.nudging import PolicySettings
+from server.core import Finished, Piece, Rejected, Speaker, StopReason, Usage
 
 Json = dict[str, Any]
 
 
-class NudgingOptions(BaseModel):
+class _Options(BaseModel):
     """``nudging``: how this answer is to be nudged; unset fields are the served model's."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    entropy: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    policy: Policy | None = None
-    start: Literal["base", "aligned"] | None = None
-    end_lookahead: Annotated[Whole, Field(ge=0, le=1024)] | None = None
-    end_check: EndCheck | None = None
-    max_rounds: Annotated[Whole, Field(ge=1)] | None = None
     trace: bool = False
 
     @property
     def settings(self) -> Json:
         """What this request sets of `NudgingConfig`."""
         return self.model_dump(exclude={"trace"}, exclude_none=True)
+
+
+if TYPE_CHECKING:
+    NudgingOptions = _Options
+else:
+    NudgingOptions = create_model(
+        "NudgingOptions",
+        __base__=_Options,
+        __doc__=_Options.__doc__,
+        **{
+            name: (Annotated[field.annotation, *field.metadata, WHOLE] | None, None)
+            for name, field in PolicySettings.model_fields.items()
+        },
+    )
 
 
 # -- as it is described ---------------------------------------------------------------------------

@@ -103,7 +103,8 @@ def _token_ids(value: list[Any], info: ValidationInfo) -> list[int]:
 
 
 ModelName = Annotated[str, Field(min_length=1)]
-Whole = Annotated[int, BeforeValidator(_whole)]
+WHOLE = BeforeValidator(_whole)
+Whole = Annotated[int, WHOLE]
 Some = Annotated[list[Item], Field(max_length=MAX_ITEMS, fail_fast=True)]
 """A list that is not endless."""
 

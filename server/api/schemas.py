@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from server.api.openapi import sometimes
-from server.core import EndCheck, Speaker
+from server.config.nudging import PolicySettings
 from server.policies import Policy, TraceKind
 
 # -- status -------------------------------------------------------------------------------------
@@ -41,16 +41,6 @@ class ModelSampling(BaseModel):
     min_p: float
 
 
-class ModelNudging(BaseModel):
-    gamma: float
-    entropy: float
-    policy: Policy
-    start: Speaker
-    end_lookahead: int
-    end_check: EndCheck
-    max_rounds: int | None
-
-
 class ModelPolicy(BaseModel):
     settings: list[str] = Field(description="Those of `nudging` that have an effect.")
     threshold: str | None = Field(description="The setting that says when the aligned one speaks.")
@@ -72,7 +62,7 @@ class ModelCard(BaseModel):
         description="Tokens of prompt and answer; null while the engines load."
     )
     sampling: ModelSampling
-    nudging: ModelNudging = sometimes("Where both models take part.")
+    nudging: PolicySettings = sometimes("Where both models take part.")
     policies: dict[Policy, ModelPolicy] = sometimes(
         "Where both take part: the policies that a request may name, the model's own first."
     )

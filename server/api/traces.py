@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from server.api.openai.chat import ChatRequest
 from server.api.openai.schemas import Usage
-from server.core import EndCheck, FinishReason, NudgingConfig, Speaker, StopReason
+from server.config.nudging import PolicySettings
+from server.core import EndCheck, FinishReason, Speaker, StopReason
 from server.decoding.whatif import Comparison, compare
-from server.policies import POLICIES, Policy, PolicySpec
+from server.policies import POLICIES, PolicySpec
 
 Json = dict[str, Any]
 
@@ -49,16 +51,18 @@ class StoredPiece(_Part):
     rejected: Token | None = None
 
 
-class StoredSettings(_Part):
+class StoredSettings(_Part, PolicySettings):
     """Every setting of the policies, the served model's own where the request left them."""
 
-    gamma: float = Field(ge=0, allow_inf_nan=False)
-    entropy: float = Field(NudgingConfig().entropy, gt=0, allow_inf_nan=False)  # unknown once
-    policy: Policy
-    start: Speaker
-    end_lookahead: int = Field(ge=0)
-    end_check: EndCheck = "off"  # unknown once
-    max_rounds: int | None = Field(ge=1)
+    end_check: EndCheck = "off"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_all_but_what_was_unknown_once(cls, data: Any) -> Any:
+        named = cls.model_fields.keys() - {"entropy", "end_check"}
+        if isinstance(data, dict) and (missing := sorted(named - data.keys())):
+            raise PydanticCustomError("missing", "{names} missing", {"names": ", ".join(missing)})
+        return data
 
     @property
     def spec(self) -> PolicySpec:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import (
-    AfterValidator,
     ByteSize,
     Discriminator,
     Field,
@@ -21,7 +20,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.core import EndCheck, NudgingConfig, SamplingParams
+from server.config.nudging import PolicySettings
+from server.core import SamplingParams
 from server.engines import backends
 from server.engines.backend import EngineSettings, Frozen
 from server.engines.backends import BACKENDS
@@ -49,30 +49,20 @@ else:
     AnyEngine = Annotated[Union[tuple(_TAGGED)], Discriminator(_backend_of)]  # noqa: UP007
 
 
-def _probability(gamma: float) -> float:
-    """γ over 1 is for who wants the aligned model to write everything; 40 is a slip."""
-    if gamma > 2:
-        meant = gamma / 10 if gamma < 10 else gamma / 100 if gamma <= 100 else 0.4
-        raise ValueError(
-            f"γ is a probability, and this is {gamma:g}: set {meant:g}, or 1.01 if the aligned "
-            "model is to write everything"
-        )
-    return gamma
-
-
-class NudgingSettings(Frozen):
+class NudgingSettings(Frozen, PolicySettings):
     """Defaults of the policies for one served model; a request's ``nudging`` overrides them."""
 
-    gamma: Annotated[float, AfterValidator(_probability)] = Field(0.4, ge=0, allow_inf_nan=False)
-    entropy: float = Field(2.0, gt=0, allow_inf_nan=False)
-    policy: Policy = DEFAULT
-    start: Literal["base", "aligned"] = "aligned"
-    end_lookahead: int = Field(0, ge=0, le=1024)
-    end_check: EndCheck = "newline"
-    max_rounds: int | None = Field(None, ge=1)
-
-    def config(self) -> NudgingConfig:
-        return NudgingConfig(**self.model_dump())
+    @field_validator("gamma")
+    @classmethod
+    def _is_a_probability(cls, gamma: float) -> float:
+        """γ over 1 is for who wants the aligned model to write everything; 40 is a slip."""
+        if gamma > 2:
+            meant = gamma / 10 if gamma < 10 else gamma / 100 if gamma <= 100 else 0.4
+            raise ValueError(
+                f"γ is a probability, and this is {gamma:g}: set {meant:g}, or 1.01 if the aligned "
+                "model is to write everything"
+            )
+        return gamma
 
 
 class SamplingSettings(Frozen):

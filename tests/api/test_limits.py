@@ -59,10 +59,24 @@ async def at_once(server: Server, bodies: list[dict[str, Any]]) -> list[httpx.Re
         return await asyncio.gather(*(web.post(server.url + CHAT, json=each) for each in bodies))
 
 
+OPEN = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+
+
 async def every_place_is_free(server: Server) -> None:
     """4 run and 8 wait again; with a single place lost the last would be refused."""
     answers = await at_once(server, [body(max_tokens=2) for _ in range(12)])
     assert [answer.status_code for answer in answers] == [200] * 12
+
+
+async def nobody_is_written_for(server: Server) -> None:
+    """Long before an endless answer's own end."""
+    async with asyncio.timeout(10), httpx.AsyncClient() as web:
+        while True:
+            lines = (await web.get(f"{server.url}/metrics")).text.splitlines()
+            counts = [line.split()[-1] for line in lines if line.startswith(OPEN)]
+            if counts and not any(map(float, counts)):
+                return
+            await asyncio.sleep(0.05)
 
 
 # -- many at once ----------------------------------------------------------------------------------
@@ -111,7 +125,7 @@ async def test_clients_who_leave_give_their_places_up(limited: Server):
 
         await asyncio.gather(*(impatient() for _ in range(12)))
         await asyncio.gather(*(reads_a_while() for _ in range(4)))
-    await asyncio.sleep(0.2)
+    await nobody_is_written_for(limited)
     await every_place_is_free(limited)
 
 

@@ -147,7 +147,7 @@ def figures(answer: Locator) -> dict[str, str]:
 
 
 def test_an_answer_is_seen_as_it_is_written_and_by_whom(scripted: Server, visit: Open):
-    page = visit(scripted)
+    page = visit(scripted, model="slow-tale")
     page.evaluate(
         """() => {
           window.seen = [];

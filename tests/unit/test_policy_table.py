@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from server import config
 from server.api.extension import NudgingOptions
 from server.api.openai.chat import ChatRequest
-from server.api.schemas import ModelNudging
 from server.api.traces import StoredSettings
 from server.config import ModelSettings, NudgingSettings
 from server.core import AnswerRequest, ConfigError, InvalidRequest, Message, NudgingConfig
@@ -35,10 +34,19 @@ def test_every_name_has_a_row_and_something_that_writes_by_it():
     assert len({spec.system for spec in POLICIES.values()}) == len(POLICIES)
 
 
-@pytest.mark.parametrize("model", [NudgingSettings, NudgingOptions, StoredSettings, ModelNudging])
+@pytest.mark.parametrize("model", [NudgingSettings, NudgingOptions, StoredSettings])
 def test_a_setting_can_be_set_asked_stored_and_shown(model: type[BaseModel]):
     assert set(model.model_fields) - {"trace"} == SETTINGS
     assert NudgingSettings().config() == NudgingConfig()
+
+
+def test_an_older_trace_lacks_what_was_unknown_once_and_nothing_else():
+    whole = asdict(NudgingConfig())
+    older = {name: whole[name] for name in whole.keys() - {"entropy", "end_check"}}
+    assert StoredSettings(**older).end_check == "off"
+    for name in older:
+        with pytest.raises(ValidationError, match=f"{name} missing"):
+            StoredSettings(**{key: value for key, value in whole.items() if key != name})
 
 
 @ROWS
