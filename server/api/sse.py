@@ -6,10 +6,10 @@ Knows: bytes, time and ASGI. Does not know: what the events say.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -17,17 +17,18 @@ DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
 # Line separators in a string's text: legal in JSON, but many clients cut the stream there.
-_SEPARATORS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+_SEPARATORS = {each.encode(): b"\\u%04x" % ord(each) for each in ("\x85", "\u2028", "\u2029")}
 
 
 def event(value: Any, name: str | None = None) -> bytes:
     """One event with a JSON value. JSON has no raw line breaks, so it is one ``data:`` line.
     ``name``: in front of it, an ``event:`` line."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if not text.isascii():
-        text = text.translate(_SEPARATORS)
+    data = to_json(value, inf_nan_mode="constants")
+    if not data.isascii():
+        for separator, escaped in _SEPARATORS.items():
+            data = data.replace(separator, escaped)
     named = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return named + b"data: " + text.encode() + b"\n\n"
+    return named + b"data: " + data + b"\n\n"
 
 
 class Source(Protocol):
