@@ -37,10 +37,11 @@ class Reply(Protocol):
     """How one request is answered: as a stream, whose methods give frames, bytes as they are sent,
     or as a whole.
 
-    id: of the response.
+    id: of the response. keep_alive: what a stream says where it has nothing to say.
     """
 
     id: str
+    keep_alive: bytes
 
     def begins(self, index: int, echo: str, usage: Usage | None) -> Iterable[bytes]:
         """Before anything of an answer. ``echo``: see `Written`. ``usage``: so far, where the

@@ -85,7 +85,9 @@ async def respond(request: Request, answers: Answers, reply: Reply) -> Response:
             response = Response(status_code=499)  # nobody is there to read it
         else:
             stream = _Stream(writing, answers, reply, watch)
-            response = sse.EventStream(stream, keep_alive_s=settings.keep_alive_s)
+            response = sse.EventStream(
+                stream, keep_alive_s=settings.keep_alive_s, keep_alive=reply.keep_alive
+            )
         return response
     finally:
         if not isinstance(response, sse.EventStream):

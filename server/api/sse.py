@@ -53,7 +53,12 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, source: Source, *, keep_alive_s: float, headers: Mapping[str, str] | None = None
+        self,
+        source: Source,
+        *,
+        keep_alive_s: float,
+        keep_alive: bytes = KEEP_ALIVE,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             headers={"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
@@ -62,6 +67,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._source = source
         self._keep_alive_s = keep_alive_s
+        self._silence = {"type": "http.response.body", "body": keep_alive, "more_body": True}
         self._last_sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +99,7 @@ class EventStream(Response):
             silent = clock() - self._last_sent
             if silent >= self._keep_alive_s:
                 self._last_sent = clock()
-                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                await send(self._silence)
             else:
                 await asyncio.sleep(self._keep_alive_s - silent)
 

@@ -123,6 +123,8 @@ class MessageReply:
         trace, silent: see `Blocks`.
     """
 
+    keep_alive = sse.event({"type": "ping"}, name="ping")
+
     def __init__(
         self, model: str, *, stops: Sequence[str] = (), trace: bool = False, silent: bool = False
     ) -> None:

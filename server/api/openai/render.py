@@ -43,6 +43,8 @@ class Renderer(ABC):
     object: str
     chunk_object: str
 
+    keep_alive = sse.KEEP_ALIVE
+
     places: tuple[str, ...] = ("answer",)
     """Which tokens are reported (`ScoredToken.place`)."""
 

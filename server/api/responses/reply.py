@@ -63,6 +63,8 @@ class ResponseReply:
         shelf: where the response is kept; None: nowhere.
     """
 
+    keep_alive = sse.KEEP_ALIVE
+
     def __init__(
         self,
         request: ResponseRequest,

@@ -54,6 +54,7 @@ class Lines:
     """A reply whose frames are lines."""
 
     id = "line-1"
+    keep_alive = b"~\n"
 
     def begins(self, index: int, echo: str, usage: Usage | None) -> Iterable[bytes]:
         yield b"begins\n"

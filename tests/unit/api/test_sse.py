@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from server.api.anthropic.render import MessageReply
 from server.api.sse import EventStream
 
 
@@ -42,8 +43,10 @@ class Pieces:
         return await anext(self._pieces, b"")
 
 
-async def streamed(pieces: AsyncGenerator[bytes], client: Client, **times: float) -> list[bytes]:
-    stream = EventStream(Pieces(pieces), **{"keep_alive_s": 60.0} | times)
+async def streamed(
+    pieces: AsyncGenerator[bytes], client: Client, **how: float | bytes
+) -> list[bytes]:
+    stream = EventStream(Pieces(pieces), **{"keep_alive_s": 60.0} | how)
     async with asyncio.timeout(5):
         await stream({"type": "http"}, client.receive, client.send)
     return client.bodies
@@ -60,15 +63,17 @@ async def endless(cleaned: list[str]) -> AsyncGenerator[bytes]:
         cleaned.append("up")
 
 
-async def test_silence_is_broken_by_a_comment():
+@pytest.mark.parametrize("said", [{}, {"keep_alive": MessageReply.keep_alive}])
+async def test_silence_is_broken_by_a_comment_or_what_a_dialect_says(said: dict[str, bytes]):
     async def slow() -> AsyncGenerator[bytes]:
         yield b"a"
         await asyncio.sleep(0.05)
         yield b"b"
 
-    bodies = await streamed(slow(), Client(), keep_alive_s=0.02)
-    assert [body for body in bodies if body != b": keep-alive\n\n"] == [b"a", b"b", b""]
-    assert b": keep-alive\n\n" in bodies[1:-2]
+    bodies = await streamed(slow(), Client(), keep_alive_s=0.02, **said)
+    silence = said.get("keep_alive", b": keep-alive\n\n")
+    assert [body for body in bodies if body != silence] == [b"a", b"b", b""]
+    assert silence in bodies[1:-2]
 
 
 @pytest.mark.parametrize("pace_s", [0.0, 0.01])
