@@ -18,9 +18,10 @@ from server.engines.remote.backend import RemoteSettings
 from server.engines.remote.client import Client, Failed
 from server.engines.remote.protocol import Malformed
 from server.engines.report import did_you_mean
+from server.engines.vllm.told import PROCESSOR
 from server.text.tokenizer import Tokenizer
 
-PLUGIN = "--logits-processors server.engines.vllm.processor:NudgeStop"
+PLUGIN = f"--logits-processors {PROCESSOR}"
 """How ``vllm serve`` is told to load it."""
 
 TEXT = (

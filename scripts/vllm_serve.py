@@ -17,8 +17,8 @@ import httpx
 
 from server.engines.remote.probe import PLUGIN
 from server.engines.vllm.lifeline import SERVER
-from tests.conftest import ROOT
 
+ROOT = Path(__file__).resolve().parent.parent
 KEY = "sk-of-the-engine"
 
 
