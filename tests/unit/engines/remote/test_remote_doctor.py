@@ -36,6 +36,11 @@ async def test_one_that_fits(servers):
     assert known.ends == (known.tokenizer.chat.eos_token_id,)
 
 
+async def test_one_that_takes_whole_sampling_parameters_is_told(servers):
+    _, ((_, text),) = await found((await servers(generate=True)).url)
+    assert "by the stop processor over /inference/v1/generate" in text
+
+
 async def test_one_without_the_processor_is_told_how_to_get_it(servers):
     fake = await servers(plugin=False)
     _, (_, (level, text)) = await found(fake.url)
