@@ -14,6 +14,7 @@ from contextlib import aclosing
 
 import pytest
 
+from scripts.vllm_serve import KEY, vllm_serve
 from server.core import SamplingParams, TokenIds
 from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, TurnParams
 from server.engines.remote import starting
@@ -25,7 +26,6 @@ from server.text.tokenizer import Tokenizer
 from tests.conftest import DEMO
 from tests.modes import schedules_ahead
 from tests.noise import noise
-from tests.vllm_serve import KEY, vllm_serve
 
 GREEDY = SamplingParams(temperature=0)
 PROMPTS = ["Question: What is the capital of Galicor?\nAnswer:", "Once", "The river"]

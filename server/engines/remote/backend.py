@@ -42,6 +42,12 @@ class RemoteSettings(EngineSettings):
     headers: dict[str, SecretStr] = Field(default_factory=dict)
     session_header: str = "X-Session-ID"
     """Holds the same for all turns of an answer, for a router to keep them together."""
+    data_parallel: int = Field(1, ge=1)
+    """How many engines each server is (its ``--data-parallel-size``): each has a cache of its own,
+    and is asked as a server of its own."""
+    api: Literal["auto", "completions", "generate"] = "auto"
+    """By which path a turn is asked for: ``/v1/completions``, or ``/inference/v1/generate``, which
+    ``auto`` takes where it is there."""
     tls_verify: bool = True
     ca_file: str | None = None
     stops: Literal["auto", "plugin", "stream"] = "auto"

@@ -18,7 +18,7 @@ import httpx
 from server.core import ConfigError
 from server.engines.remote import protocol
 from server.engines.remote.backend import RemoteSettings
-from server.engines.remote.protocol import Chunk, Events, Malformed
+from server.engines.remote.protocol import Asked, Chunk, Events, Malformed, Way
 from server.engines.silence import Watch
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it would tell of every turn
@@ -66,11 +66,23 @@ def connections(settings: RemoteSettings) -> httpx.AsyncClient:
 
 
 class Client:
-    """watch: on whether the server has fallen silent."""
+    """name: its url, and which of its ranks. watch: on whether the server has fallen silent.
 
-    def __init__(self, url: str, http: httpx.AsyncClient, settings: RemoteSettings) -> None:
+    rank: where it is several engines behind one port (``--data-parallel-size``), that of which this
+        is one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        http: httpx.AsyncClient,
+        settings: RemoteSettings,
+        rank: int | None = None,
+    ) -> None:
         self.url = url
+        self.name = url if rank is None else f"{url} rank {rank}"
         self._http = http
+        self._rank = rank
         self._session_header = settings.session_header
         self.watch = Watch(settings.silence_s)
         self._waiting: set[asyncio.Timeout] = set()
@@ -94,17 +106,19 @@ class Client:
             return data
 
     async def complete(
-        self, body: Mapping[str, Any], *, session: str | None = None
+        self,
+        body: Mapping[str, Any],
+        *,
+        session: str | None = None,
+        path: str = protocol.COMPLETIONS.path,
     ) -> dict[str, Any]:
         """An answer that isn't streamed. Raises `Failed`."""
         key = object()
-        self.watch.reading[key] = len(body["prompt"])
+        self.watch.reading[key] = _length(body)
         try:
             with self._failures():
                 response = await self._heard(
-                    self._http.post(
-                        self.url + "/v1/completions", json=body, headers=self._headers(session)
-                    )
+                    self._http.post(self.url + path, json=body, headers=self._headers(session))
                 )
                 if response.status_code != 200:
                     raise self._refusal(response, response.content)
@@ -112,18 +126,16 @@ class Client:
         finally:
             self.watch.reading.pop(key, None)
 
-    async def stream(
-        self, body: Mapping[str, Any], top: int, session: str
-    ) -> AsyncGenerator[Chunk]:
-        """The chunks of an answer, of which the last has a ``finish``. Raises `Failed`.
+    async def stream(self, way: Way, asked: Asked, session: str) -> AsyncGenerator[Chunk]:
+        """The chunks of a turn, of which the last has a ``finish``. Raises `Failed`.
 
         To close it before its end is to abort the answer: the connection is closed, on which the
         server stops. One that is read to its end leaves the connection for the next.
         """
         key = object()
-        self.watch.reading[key] = len(body["prompt"])
+        self.watch.reading[key] = len(asked.ids)
         request = self._http.build_request(
-            "POST", self.url + "/v1/completions", json=body, headers=self._headers(session)
+            "POST", self.url + way.path, json=way.turn(asked), headers=self._headers(session)
         )
         response: httpx.Response | None = None
         try:
@@ -139,7 +151,7 @@ class Client:
                         for event in events.push(data):
                             if "error" in event:
                                 raise Failed("failed", f"{self.url}: {_message(event)}")
-                            chunk = protocol.chunk(event, top)
+                            chunk = way.chunk(event, asked.params.reported)
                             if chunk.finish not in (None, "stop", "length"):
                                 raise Failed("failed", f"{self.url} ended with {chunk.finish!r}")
                             if not finished and (chunk.positions or chunk.finish):
@@ -171,7 +183,10 @@ class Client:
         return got
 
     def _headers(self, session: str | None) -> dict[str, str]:
-        return {self._session_header: session} if session and self._session_header else {}
+        headers = {self._session_header: session} if session and self._session_header else {}
+        if self._rank is not None:
+            headers["X-data-parallel-rank"] = str(self._rank)
+        return headers
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -203,6 +218,10 @@ class Client:
             case _ if 400 <= status < 500:
                 return Failed("refused", text)
         return Failed("failed", text)
+
+
+def _length(body: Mapping[str, Any]) -> int:
+    return len(body["token_ids"] if "token_ids" in body else body["prompt"])
 
 
 def _message(content: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ class RemoteEngine:
     @property
     def servers(self) -> dict[str, Replica]:
         return {
-            each.url: Replica(each.found is not None, each.sessions, each.failed)
+            each.name: Replica(each.found is not None, each.sessions, each.failed)
             for each in self.replicas.all
         }
 

@@ -15,6 +15,7 @@ from server.engines.machine import Machine
 from server.engines.remote import probe
 from server.engines.remote.backend import RemoteSettings
 from server.engines.remote.client import Client, Failed, connections
+from server.engines.remote.generate import GENERATE
 from server.engines.remote.probe import Card, Misfit
 from server.engines.remote.starting import vocabulary
 from server.engines.report import Notes
@@ -71,11 +72,12 @@ async def _server(
         "its tokenizer is the one here" if its.same_ids else "it doesn't tell its tokenizer's ids"
     )
     ends = "by the stop processor" if its.plugin else "by closing the stream"
+    path = f" over {GENERATE.path}" if its.generate else ""
     vllm = "" if version is None else f"vLLM {version}, "
     notes.ok(
         where,
         f"{client.url}: {vllm}{settings.model}, {its.context} tokens of context; {same}; turns are "
-        f"ended {ends}",
+        f"ended {ends}{path}",
     )
     if not its.plugin and settings.stops == "auto":
         notes.warn(

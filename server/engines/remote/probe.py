@@ -13,14 +13,16 @@ from typing import Any
 
 from server.core import TokenIds
 from server.engines.base import Ability
-from server.engines.remote import protocol
+from server.engines.remote import generate, protocol
 from server.engines.remote.backend import RemoteSettings
 from server.engines.remote.client import Client, Failed
+from server.engines.remote.generate import GENERATE
 from server.engines.remote.protocol import Malformed
 from server.engines.report import did_you_mean
+from server.engines.vllm.told import PROCESSOR
 from server.text.tokenizer import Tokenizer
 
-PLUGIN = "--logits-processors server.engines.vllm.processor:NudgeStop"
+PLUGIN = f"--logits-processors {PROCESSOR}"
 """How ``vllm serve`` is told to load it."""
 
 TEXT = (
@@ -49,12 +51,14 @@ class Card:
 @dataclass(frozen=True, slots=True)
 class Found:
     """plugin: whether our stop processor is there. scores: whether it tells the probabilities of a
-    prompt. same_ids: whether its tokenizer makes our ids; None: it doesn't tell."""
+    prompt. same_ids: whether its tokenizer makes our ids; None: it doesn't tell. generate: whether
+    a turn is asked for by ``/inference/v1/generate``."""
 
     context: int
     plugin: bool
     scores: bool
     same_ids: bool | None
+    generate: bool = False
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -106,7 +110,12 @@ async def examine(
     plugin = settings.stops != "stream" and await has_plugin(client, settings, ids)
     if settings.stops == "plugin" and not plugin:
         raise Misfit(f"{client.url} doesn't have the stop processor", f"Start it with {PLUGIN}")
-    return Found(context, plugin, _scores(said, read), None if read is None else True)
+    ways = settings.api != "completions" and await _generates(client, settings, ids, first)
+    if settings.api == "generate" and not ways:
+        raise Misfit(
+            f"{client.url} doesn't answer {GENERATE.path}", "Start it with --enable-scale-out"
+        )
+    return Found(context, plugin, _scores(said, read), None if read is None else True, ways)
 
 
 def _context(client: Client, settings: RemoteSettings, card: Card) -> int:
@@ -162,6 +171,21 @@ async def has_plugin(client: Client, settings: RemoteSettings, ids: TokenIds) ->
                 return False
             raise
     return True
+
+
+async def _generates(client: Client, settings: RemoteSettings, ids: TokenIds, first: int) -> bool:
+    """Whether ``/inference/v1/generate`` is there and writes the same token. Raises `Failed`."""
+    try:
+        body = generate.look(settings.model, ids)
+        chunk = GENERATE.chunk(await client.complete(body, path=GENERATE.path), 1)
+    except Malformed:
+        return False
+    except Failed as failure:
+        if failure.kind in ("wrong", "refused"):
+            return False
+        raise
+    found = [*chunk.tokens, *([chunk.stopped] if chunk.stopped else [])]
+    return [each.id for each in found] == [first] and bool(found[0].top)
 
 
 def _scores(said: Mapping[str, Any], read: TokenIds | None) -> bool:

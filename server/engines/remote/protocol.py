@@ -8,7 +8,7 @@ sessions, when a turn ends.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -46,57 +46,81 @@ class Chunk:
         return len(self.tokens) + (self.stopped is not None)
 
 
-def turn(
-    params: TurnParams,
-    info: EngineInfo,
-    ids: TokenIds,
-    *,
-    model: str,
-    plugin: bool,
-    prompt_length: int,
-    session: str,
-) -> dict[str, Any]:
-    """The body of a turn's request.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A turn, as it is asked of a server.
 
-    Args:
-        ids: the context. plugin: whether the server has our stop processor; without it the stream
-            is read as long as it is wanted. prompt_length, session: see `told.extra_args`.
+    ids: the context. plugin: whether the server has our stop processor; without it the stream is
+        read as long as it is wanted. again: tokens of the turn that came before it failed.
+        prompt_length, session: see `told.extra_args`.
     """
-    sampling = params.sampling
-    most = min(params.max_tokens, info.context_length - len(ids))
-    body = _request(model, ids, most, params.reported) | {
-        "stream": True,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
+
+    params: TurnParams
+    info: EngineInfo
+    ids: TokenIds
+    model: str
+    plugin: bool
+    prompt_length: int
+    session: str
+    again: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a server can be asked for a turn: where, in which words, and what its events say."""
+
+    path: str
+    turn: Callable[[Asked], dict[str, Any]]
+    chunk: Callable[[Mapping[str, Any], int], Chunk]
+
+
+def sampling(asked: Asked) -> dict[str, Any]:
+    """vLLM's sampling parameters of a turn, by any way."""
+    params, info = asked.params, asked.info
+    wanted = params.sampling
+    found = neutral() | {
+        "max_tokens": min(params.max_tokens, info.context_length - len(asked.ids)),
+        "temperature": wanted.temperature,
+        "top_p": wanted.top_p,
+        "top_k": wanted.top_k,
+        "min_p": wanted.min_p,
         "stop_token_ids": [*info.stop_ids, *params.ends, *params.stop_token_ids],
     }
     seed = told.seed(params)
-    if seed is not None:
-        body["seed"] = seed
-    if plugin and (extra := told.extra_args(params, info, prompt_length, session)):
+    if seed is not None:  # what was drawn before it failed is not drawn again
+        found["seed"] = seed + asked.again
+    return found
+
+
+def neutral() -> dict[str, Any]:
+    """What is the processor's here. Else the server's generation_config.json would decide."""
+    plain = SamplingParams()
+    names = ("presence_penalty", "frequency_penalty", "repetition_penalty")
+    return {name: getattr(plain, name) for name in names}
+
+
+def turn(asked: Asked) -> dict[str, Any]:
+    """The body of a turn's request."""
+    params = asked.params
+    body = _request(asked.model, asked.ids, params.reported) | sampling(asked) | {"stream": True}
+    if asked.plugin and (
+        extra := told.extra_args(params, asked.info, asked.prompt_length, asked.session)
+    ):
         body["vllm_xargs"] = {name: _flat(value) for name, value in extra.items()}
     return body
 
 
 def look(model: str, prompt: TokenIds | str, top: int = 1, **more: Any) -> dict[str, Any]:
     """The body of a greedy request that isn't streamed, for one token."""
-    return _request(model, prompt, 1, top) | {"temperature": 0} | more
+    return _request(model, prompt, top) | neutral() | {"max_tokens": 1, "temperature": 0} | more
 
 
-def _request(model: str, prompt: TokenIds | str, most: int, top: int) -> dict[str, Any]:
-    plain = SamplingParams()
+def _request(model: str, prompt: TokenIds | str, top: int) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model,
         "prompt": prompt,
-        "max_tokens": most,
         "add_special_tokens": False,
         "return_token_ids": True,
-        # Else the server's generation_config.json would decide.
-        "presence_penalty": plain.presence_penalty,
-        "frequency_penalty": plain.frequency_penalty,
-        "repetition_penalty": plain.repetition_penalty,
     }
     if top:
         body |= {"logprobs": top, "return_tokens_as_token_ids": True}
@@ -180,25 +204,28 @@ def _tokens(choice: Mapping[str, Any], top: int) -> Iterator[Token]:
     elif "content" in told_of:
         for each in told_of["content"] or ():
             ranked = [(int(one["id"]), float(one["logprob"])) for one in each["top_logprobs"]]
-            yield _token(int(each["id"]), float(each["logprob"]), ranked, top)
+            yield token(int(each["id"]), float(each["logprob"]), ranked, top)
     else:
         if numbers is None:
-            numbers = [_id(token) for token in told_of["tokens"]]
+            numbers = [spelled(each) for each in told_of["tokens"]]
         values = told_of["token_logprobs"]
         for number, value, others in zip(numbers, values, told_of["top_logprobs"], strict=True):
-            ranked = [(_id(token), float(each)) for token, each in others.items()]
-            yield _token(int(number), float(value), ranked, top)
+            ranked = [(spelled(one), float(each)) for one, each in others.items()]
+            yield token(int(number), float(value), ranked, top)
 
 
-def _id(token: str) -> int:
+def spelled(token: str) -> int:
     if not token.startswith(_SPELLED):
         raise ValueError("a token that isn't told as its id")
     return int(token[len(_SPELLED) :])
 
 
-def _token(number: int, logprob: float, ranked: list[tuple[int, float]], top: int) -> Token:
+def token(number: int, logprob: float, ranked: list[tuple[int, float]], top: int) -> Token:
     ranked.sort(key=itemgetter(1), reverse=True)
     return Token(number, logprob, tuple(ranked[:top]))
+
+
+COMPLETIONS = Way("/v1/completions", turn, chunk)
 
 
 def scores(answer: Mapping[str, Any], ids: TokenIds, top: int) -> list[Token]:
@@ -208,7 +235,7 @@ def scores(answer: Mapping[str, Any], ids: TokenIds, top: int) -> list[Token]:
         found = []
         for number, position in zip(ids[1:], positions, strict=True):
             known = {int(each): float(value["logprob"]) for each, value in position.items()}
-            found.append(_token(number, known[number], list(known.items()), top))
+            found.append(token(number, known[number], list(known.items()), top))
         return found
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise Malformed("no log probabilities of a prompt") from error

@@ -33,6 +33,10 @@ BUSY_S = 1.0
 WAIT_S = 30.0
 """How long a turn waits at most, where every server is busy."""
 
+MORE = 4
+"""Answers that a server may have more than another, and is preferred for what it has in its cache;
+half as many again, where that is more."""
+
 Examine = Callable[[Client], Awaitable[Found]]
 """Asks a server what it is, once it is there (again). Raises `Failed`, `Misfit`."""
 
@@ -51,8 +55,8 @@ class Replica:
     busy_until: float = 0.0
 
     @property
-    def url(self) -> str:
-        return self.client.url
+    def name(self) -> str:
+        return self.client.name
 
 
 @dataclass(slots=True)
@@ -78,12 +82,13 @@ class Replicas:
         )
 
     async def take(
-        self, last: Replica | None, avoid: Replica | None = None
+        self, last: Replica | None, avoid: Replica | None = None, liked: Replica | None = None
     ) -> tuple[Replica, Found]:
         """The server of a session's turn: that of its last one; otherwise the least loaded one.
 
         Args:
-            avoid: it failed just now, and is taken where there is no other.
+            avoid: it failed just now, and is taken where there is no other. liked: has the
+                conversation in its cache, and is taken before those that have little less to do.
 
         Raises:
             EngineUnavailable: none is there, or all are busy for too long.
@@ -98,6 +103,8 @@ class Replicas:
             if free:
                 others = [each for each in free if each is not avoid] or free
                 best = last if last in others else min(others, key=lambda each: each.sessions)
+                if best is not last and liked in others and _little_more(liked, best):
+                    best = liked
                 assert best is not None
                 assert best.found is not None
                 return best, best.found
@@ -131,7 +138,7 @@ class Replicas:
 
     def _leave_out(self, replica: Replica) -> None:
         if replica.found is not None:
-            log.error("engine %r goes on without %s: %s", self.name, replica.url, replica.why)
+            log.error("engine %r goes on without %s: %s", self.name, replica.name, replica.why)
             replica.found = None
             replica.client.hang_up()
 
@@ -144,7 +151,7 @@ class Replicas:
             promised = self.promised or found
             if found.context < promised.context or not found.abilities >= promised.abilities:
                 raise Misfit(
-                    f"{replica.url} can do less than the others (context {found.context} of "
+                    f"{replica.name} can do less than the others (context {found.context} of "
                     f"{promised.context}, stop processor {'there' if found.plugin else 'absent'})",
                     "Start it like the others",
                 )
@@ -184,10 +191,10 @@ class Replicas:
                 continue
             with contextlib.suppress(Failed, Misfit):
                 await self.admit(replica)
-                log.warning("engine %r has %s again", self.name, replica.url)
+                log.warning("engine %r has %s again", self.name, replica.name)
             if replica.found is None and replica.why != told:
                 told = replica.why
-                log.error("engine %r is without %s: %s", self.name, replica.url, told)
+                log.error("engine %r is without %s: %s", self.name, replica.name, told)
 
     async def _listen(self, replica: Replica) -> None:
         """Leave it out when it has fallen silent."""
@@ -195,7 +202,7 @@ class Replicas:
         while True:
             await asyncio.sleep(watch.look_s)
             if watch.look(watch.look_s):
-                replica.why = f"{replica.url} said nothing for {watch.silent_s:.3g} s"
+                replica.why = f"{replica.name} said nothing for {watch.silent_s:.3g} s"
                 watch.silent_s = 0.0
                 self._leave_out(replica)
 
@@ -203,3 +210,7 @@ class Replicas:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _little_more(one: Replica, other: Replica) -> bool:
+    return one.sessions <= other.sessions + max(MORE, other.sessions // 2)

@@ -15,10 +15,11 @@ from typing import TypeVar
 
 from server.core import EngineUnavailable, InvalidRequest, TokenIds
 from server.engines.base import EngineInfo, Token, TurnEnd, TurnParams
-from server.engines.remote import protocol
+from server.engines.remote import generate, protocol
 from server.engines.remote.client import Failed
+from server.engines.remote.conversations import Conversations, Place
 from server.engines.remote.probe import Found
-from server.engines.remote.protocol import Chunk, Malformed
+from server.engines.remote.protocol import Asked, Chunk, Malformed
 from server.engines.remote.replicas import Replica, Replicas
 from server.engines.turn import Turn
 
@@ -37,6 +38,7 @@ class Core:
         self.model = model
         self.retries = retries
         self.running = 0
+        self.conversations = Conversations()
 
 
 class RemoteSession:
@@ -45,8 +47,11 @@ class RemoteSession:
     def __init__(self, core: Core, prompt: TokenIds) -> None:
         self._core = core
         self._ids = list(prompt)
-        self._prompt_length = len(prompt)
+        self._prompt = list(prompt)
         self._key = uuid.uuid4().hex  # of no other session of any orchestrator
+        before = core.conversations.take(prompt)
+        self._liked = None if before is None else before.replica
+        self._together = self._key if before is None else before.key
         self._turn: AsyncGenerator[Token | TurnEnd] | None = None
         self._at: Replica | None = None  # whose cache has what was read
         self._unread = len(prompt)
@@ -70,7 +75,7 @@ class RemoteSession:
         try:
             while turn.end is None:
                 replica, found = await self._place()
-                stream = self._asked(turn, replica, found.plugin)
+                stream = self._asked(turn, replica, found)
                 try:
                     async with aclosing(stream) as chunks:
                         async for chunk in chunks:
@@ -94,20 +99,21 @@ class RemoteSession:
         finally:
             self._finish()
 
-    def _asked(self, turn: Turn, replica: Replica, plugin: bool) -> AsyncGenerator[Chunk]:
+    def _asked(self, turn: Turn, replica: Replica, found: Found) -> AsyncGenerator[Chunk]:
         core, rest = self._core, turn.rest()
-        body = protocol.turn(
+        asked = Asked(
             rest,
             core.info,
             self._ids.copy(),
-            model=core.model,
-            plugin=plugin,
-            prompt_length=self._prompt_length,
-            session=self._key,
+            core.model,
+            found.plugin,
+            len(self._prompt),
+            self._key,
+            again=len(turn.taken),
         )
-        if "seed" in body:  # what was drawn before it failed is not drawn again
-            body["seed"] += len(turn.taken)
-        return replica.client.stream(body, rest.reported, self._key)
+        whole = found.generate and rest.reported <= generate.MOST
+        way = generate.GENERATE if whole else protocol.COMPLETIONS
+        return replica.client.stream(way, asked, self._together)
 
     def _heard(self, chunk: Chunk) -> None:
         self.steps += chunk.positions
@@ -119,11 +125,11 @@ class RemoteSession:
         body = protocol.look(core.model, ids, prompt_logprobs=top)
 
         async def ask(replica: Replica) -> list[Token]:
-            said = await replica.client.complete(body, session=self._key)
+            said = await replica.client.complete(body, session=self._together)
             try:
                 return protocol.scores(said, ids, top)
             except Malformed as error:
-                raise Failed("failed", f"{replica.url}: {error}") from error
+                raise Failed("failed", f"{replica.name}: {error}") from error
 
         found = await self._once(ask)
         self.steps += 1
@@ -168,7 +174,8 @@ class RemoteSession:
         at = self._at
         if self._failed and len(self._core.replicas.up) == 1:
             await asyncio.sleep(PAUSE_S * 2 ** (self._failed - 1))
-        replica, found = await self._core.replicas.take(at, at if self._failed else None)
+        replicas = self._core.replicas
+        replica, found = await replicas.take(at, at if self._failed else None, self._liked)
         if replica is not at:
             self._leave()
             self._at = replica
@@ -202,6 +209,8 @@ class RemoteSession:
             if self._turn is not None:
                 await self._turn.aclose()
         finally:
+            if self._at is not None:
+                self._core.conversations.keep(self._prompt, Place(self._at, self._together))
             self._leave()
 
 

@@ -41,7 +41,8 @@ async def start(name: str, settings: RemoteSettings, _: int) -> RemoteEngine:
     """
     http = connections(settings)
     try:
-        clients = [Client(url, http, settings) for url in settings.all_urls]
+        ranks = range(settings.data_parallel) if settings.data_parallel > 1 else (None,)
+        clients = [Client(url, http, settings, rank) for url in settings.all_urls for rank in ranks]
         at_hand, card = await _first(name, settings, clients)
         tokenizer, ends = await asyncio.to_thread(vocabulary, settings, card)
 
@@ -90,7 +91,7 @@ async def _admit(name: str, replicas: Replicas, first: Client) -> None:
         try:
             await replicas.admit(replica)
         except (Failed, Misfit) as error:
-            log.error("engine %r is without %s: %s", name, replica.url, replica.why)
+            log.error("engine %r is without %s: %s", name, replica.name, replica.why)
             if replica.client is first and isinstance(error, Misfit):
                 raise ConfigError(f"engine {name!r}: {error}; {_lower(error.advice)}") from error
     if not replicas.up:

@@ -57,15 +57,10 @@ from server.engines.vllm.lifeline import SERVER, this_process
 from server.engines.vllm.processes import environment, kill, no_interrupts
 from server.engines.vllm.resumable import Capacity
 from server.engines.vllm.session import Core, VllmSession
+from server.engines.vllm.told import PROCESSOR
 from server.text.tokenizer import Tokenizer
 
 log = logging.getLogger("nudge")
-
-PROCESSORS = {
-    False: "server.engines.vllm.processor:NudgeStop",
-    True: "server.engines.vllm.slots:NudgeStop",
-}
-"""By whether the model runner is V2."""
 
 SIZED_SHARE = 0.05
 """``gpu_memory_utilization`` of an engine whose cache has a size of its own. It sizes nothing then,
@@ -342,9 +337,8 @@ def _construct(args: AsyncEngineArgs, device: str | None, cpu_threads: int | Non
         no_interrupts(),
     ):
         config = args.create_engine_config(UsageContext.ENGINE_CONTEXT)
-        ours = PROCESSORS[bool(config.use_v2_model_runner)]
         config.model_config.logits_processors = [
-            ours,
+            PROCESSOR,
             *(config.model_config.logits_processors or ()),
         ]
         return AsyncLLM.from_vllm_config(

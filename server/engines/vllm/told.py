@@ -10,6 +10,9 @@ from typing import Any
 
 from server.engines.base import EngineInfo, TurnParams
 
+PROCESSOR = "server.engines.vllm.plugin:NudgeStop"
+"""As vLLM is told to load it, on either model runner."""
+
 
 def extra_args(
     params: TurnParams, info: EngineInfo, prompt_length: int, session: str

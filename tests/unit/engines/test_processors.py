@@ -17,6 +17,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 
 from server.engines.vllm import processor, slots, wishes
+from server.engines.vllm.told import PROCESSOR
 from server.engines.vllm.wishes import FORCED
 from tests.unit.engines.test_words_on_device import TABLE
 
@@ -248,3 +249,19 @@ def test_a_slot_forgets_who_had_it():
     for slot in made.slots:
         made.made.add_request(slot, PLAIN)
     assert made.step(None, logits((A, 0.1), (A, 0.1))) == [False, False]
+
+
+def test_either_model_runner_takes_the_same_class_and_gets_its_own():
+    """As ``vllm serve --logits-processors`` loads it, which knows its runner, and not we."""
+    from vllm.v1.sample.logits_processor import _load_logitsprocs_by_fqcns
+    from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
+
+    (of_v1,) = _load_logitsprocs_by_fqcns([PROCESSOR])
+    (of_v2,) = _load_v2_logitsprocs_by_fqcns([PROCESSOR])
+    made = of_v1(config(), torch.device("cpu"), False)
+    assert type(made) is processor.NudgeStop
+    assert type(of_v2(config(), V2(PLAIN).states)) is slots.NudgeStop
+    for each in (of_v1, of_v2):
+        each.validate_params(BELOW)
+        with pytest.raises(ValueError, match="nudge_below"):
+            each.validate_params(asks(below="a lot", stop=STOP))

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server import config
 from server.api.app import create_app
+from server.engines.base import Replica
 from server.serving.registry import Registry
 from tests.conftest import ROOT
 
@@ -32,6 +33,8 @@ Shown = dict[str, set[str]]
 async def shown() -> Shown:
     registry = Registry(config.load(ROOT / "tests" / "scripted.yaml"))
     await registry.start()
+    # As one of an engine elsewhere.
+    registry.engines["base"].servers = {"http://base": Replica(True, 2, 1)}  # type: ignore[attr-defined]
 
     async def nothing() -> None:
         await asyncio.sleep(0)

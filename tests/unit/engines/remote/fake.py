@@ -12,6 +12,8 @@ from typing import Any
 from server.text.tokenizer import Tokenizer
 from server.text.words import Part, Word
 
+GENERATE = "/inference/v1/generate"
+
 Distribution = Callable[[Sequence[int], Sequence[int]], Sequence[tuple[int, float]]]
 Trouble = Callable[[int], str | None]
 """What goes wrong with the request of this number, None being nothing: ``400``, ``429``, ``500``,
@@ -38,6 +40,7 @@ class Fake:
         context: int | None = 512,
         step_s: float = 0.0,
         form: str = "vllm",
+        generate: bool = False,
         trouble: Trouble = lambda _: None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -49,6 +52,7 @@ class Fake:
         self.context = context
         self.step_s = step_s
         self.form = form
+        self.generate = generate
         self.trouble = trouble
         self.retry_after: str | None = None
         self.metrics: str | None = None
@@ -122,7 +126,9 @@ class Fake:
             return self._plain(writer, 200, {"version": "0.0.fake"})
         if path == "/metrics" and self.metrics is not None:
             return self._plain(writer, 200, self.metrics)
-        if path != "/v1/completions" or method != "POST":
+        if path == GENERATE and self.generate:
+            body = _as_completion(body)
+        elif path != "/v1/completions" or method != "POST":
             return self._plain(writer, 404, {"detail": "Not Found"})
         if body["model"] != self.model:
             return self._plain(writer, 404, {"error": {"message": "no such model"}})
@@ -245,7 +251,14 @@ class Fake:
         value = math.log(dict(candidates).get(token, 1e-6))
         choice: dict[str, Any] = {"index": 0, "text": "x", "finish_reason": finish}
         ranked = {number: math.log(p) for number, p in top}
-        if self.form == "llama":
+        if "generate" in body:
+            choice["token_ids"] = [token]
+            if "logprobs" in body:
+                drawn = [(token, value), *((i, p) for i, p in ranked.items() if i != token)]
+                told = [{"token_id": i, "logprob": p} for i, p in drawn[: body["logprobs"]]]
+                entry = {"token_id": token, "logprob": value, "top_logprobs": told}
+                choice["logprobs"] = {"content": [entry]}
+        elif self.form == "llama":
             told = [{"id": i, "token": "x", "logprob": p} for i, p in ranked.items()]
             entry = {"id": token, "token": "x", "logprob": value, "top_logprobs": told}
             choice["logprobs"] = {"content": [] if finish == "stop" else [entry]}
@@ -260,6 +273,14 @@ class Fake:
                     "top_logprobs": [told_of],
                 }
         return {"choices": [choice]}
+
+
+def _as_completion(body: dict[str, Any]) -> dict[str, Any]:
+    """What is asked at `GENERATE`, as `Fake` knows it."""
+    sampling = body.pop("sampling_params")
+    assert sampling.pop("detokenize") is False
+    xargs = sampling.pop("extra_args", {})
+    return body | sampling | {"prompt": body.pop("token_ids"), "vllm_xargs": xargs, "generate": 1}
 
 
 def _chunk(writer: asyncio.StreamWriter, data: bytes) -> None:

@@ -36,11 +36,16 @@ async def test_one_that_fits(servers):
     assert known.ends == (known.tokenizer.chat.eos_token_id,)
 
 
+async def test_one_that_takes_whole_sampling_parameters_is_told(servers):
+    _, ((_, text),) = await found((await servers(generate=True)).url)
+    assert "by the stop processor over /inference/v1/generate" in text
+
+
 async def test_one_without_the_processor_is_told_how_to_get_it(servers):
     fake = await servers(plugin=False)
     _, (_, (level, text)) = await found(fake.url)
     assert level == "warning"
-    assert "--logits-processors server.engines.vllm.processor:NudgeStop" in text
+    assert "--logits-processors server.engines.vllm.plugin:NudgeStop" in text
     assert [level for level, _ in (await found(fake.url, stops="stream"))[1]] == ["ok"]
     assert [level for level, _ in (await found(fake.url, stops="plugin"))[1]] == ["error"]
 

@@ -8,6 +8,8 @@ import pytest
 
 from server.core import EngineUnavailable
 from server.engines.base import TurnParams, collect
+from server.engines.remote.conversations import KEPT, Conversations, Place
+from server.engines.remote.replicas import MORE
 from tests.unit.engines.remote.conftest import GREEDY, TURNS, turn, written
 
 LONG = TurnParams(GREEDY, max_tokens=40, stop_below=0.0)
@@ -163,3 +165,78 @@ async def test_the_only_one_is_asked_again_after_a_pause(servers, engines):
     began = asyncio.get_running_loop().time()
     await turn(engine, "One", TURNS["plain"])
     assert asyncio.get_running_loop().time() - began >= 0.3
+
+
+async def test_a_conversation_stays_where_its_last_answer_was_written(servers, engines):
+    fakes = [await servers() for _ in range(3)]
+    engine = await engines(*fakes)
+    said = {number: [70 + number, *range(80, 80 + 40 * number)] for number in range(6)}
+    for turns in range(3):
+        # All at once at first, on all servers; then one after the other.
+        for group in [list(said)] if not turns else [[number] for number in said]:
+            sessions = [engine.open(said[number]) for number in group]
+            for session in sessions:
+                await collect(session, TurnParams(GREEDY, max_tokens=1))
+            for session in sessions:
+                await session.aclose()
+        said = {number: [*ids, 90 + turns, 91] for number, ids in said.items()}
+    assert [len(fake.bodies) for fake in fakes] == [6, 6, 6]
+    sessions_of: dict[int, set[tuple[int, str]]] = {}
+    for index, fake in enumerate(fakes):
+        for body, headers in zip(fake.bodies, fake.headers, strict=True):
+            where = (index, headers["x-session-id"])
+            sessions_of.setdefault(body["prompt"][0], set()).add(where)
+    assert len(sessions_of) == 6
+    assert all(len(each) == 1 for each in sessions_of.values()), "to a router it is one session"
+
+
+async def test_a_conversation_goes_elsewhere_where_its_server_has_much_more_to_do(servers, engines):
+    fakes = [await servers(step_s=0.01) for _ in range(2)]
+    engine = await engines(*fakes)
+    first = engine.open([70, 72])
+    await collect(first, TurnParams(GREEDY, max_tokens=1))
+    await first.aclose()
+    (home,) = [each for each in engine.replicas.all if each.client.url == fakes[0].url]
+    for load, expected in ((MORE, 0), (MORE + 1, 1)):
+        home.sessions += load
+        session = engine.open([70, 72, 74])
+        await collect(session, TurnParams(GREEDY, max_tokens=1))
+        assert fakes[expected].bodies[-1]["prompt"] == [70, 72, 74]
+        await session.aclose()
+        home.sessions -= load
+        fakes[expected].bodies.clear()
+        again = engine.open([70, 72, 74])  # none goes on with one that is as long
+        assert again._liked is None
+        engine._core.conversations.keep([70, 72], Place(home, "key"))
+
+
+async def test_each_rank_of_a_server_is_asked_as_a_server_of_its_own(servers, engines):
+    fake = await servers()
+    engine = await engines(fake, data_parallel=2)
+    assert list(engine.servers) == [f"{fake.url} rank 0", f"{fake.url} rank 1"]
+    sessions = [engine.open([70 + number]) for number in range(4)]
+    for _ in range(2):
+        for session in sessions:
+            await collect(session, TurnParams(GREEDY, max_tokens=1))
+    ranks: dict[int, set[str]] = {}
+    for body, headers in zip(fake.bodies, fake.headers, strict=True):
+        ranks.setdefault(body["prompt"][0], set()).add(headers["x-data-parallel-rank"])
+    assert sorted(map(sorted, ranks.values())) == [["0"], ["0"], ["1"], ["1"]]
+    for session in sessions:
+        await session.aclose()
+
+
+def test_what_is_kept_of_conversations_is_the_longest_and_bounded():
+    told, place = Conversations(), Place(None, "")  # type: ignore[arg-type]
+    long = list(range(200))
+    for end in (0, 1, 31, 32, 33, 64, 100):
+        told.keep(long[:end], Place(None, str(end)))  # type: ignore[arg-type]
+    assert told.take([*long[:50], 7]).key == "33"
+    assert [told.take(long).key for _ in range(4)] == ["100", "64", "32", "31"]
+    assert told.take([5, 6]).key == "0"
+    assert told.take([5, 6]) is None
+    for number in range(KEPT + 10):
+        told.keep([number], place)
+    assert len(told._kept) == sum(told._begun.values()) == KEPT
+    assert told.take([0, 1]) is None
+    assert told.take([KEPT + 9, 1]) is place

@@ -20,9 +20,13 @@ LONG = TurnParams(GREEDY, max_tokens=200)
 
 
 @pytest.mark.parametrize("kind", TURNS)
-@pytest.mark.parametrize("way", ["plugin", "stream", "llama"])
+@pytest.mark.parametrize("way", ["plugin", "stream", "llama", "generate", "generate, stream"])
 async def test_it_writes_what_the_same_model_writes_here(servers, engines, local, kind, way):
-    fake = await servers(plugin=way == "plugin", form="llama" if way == "llama" else "vllm")
+    fake = await servers(
+        plugin=way in ("plugin", "generate"),
+        form="llama" if way == "llama" else "vllm",
+        generate="generate" in way,
+    )
     engine = await engines(fake)
     params = TURNS[kind]
     if way == "llama" and not params.top:
@@ -38,16 +42,17 @@ async def test_it_writes_what_the_same_model_writes_here(servers, engines, local
             assert its_end.rejected.id == end.rejected.id
 
 
-@pytest.mark.parametrize("way", ["plugin", "stream"])
+@pytest.mark.parametrize("way", ["plugin", "stream", "generate"])
 async def test_a_turn_is_one_request_and_nothing_besides(servers, engines, local, way):
-    fake = await servers(plugin=way == "plugin", step_s=0.002)
+    fake = await servers(plugin=way != "stream", step_s=0.002, generate=way == "generate")
     engine = await engines(fake, health_interval_s=60)
     opened = fake.connections
     for prompt in PROMPTS:
         await turn(engine, prompt, TURNS["below"])
     assert len(fake.bodies) == len(PROMPTS)
-    assert ("vllm_xargs" in fake.bodies[0]) is (way == "plugin")
-    if way == "plugin":
+    assert bool(fake.bodies[0].get("vllm_xargs")) is (way != "stream")
+    assert ("generate" in fake.bodies[0]) is (way == "generate")
+    if way != "stream":
         assert fake.connections == opened  # a turn that is read to its end leaves it for the next
         assert fake.aborted == 0
 
@@ -236,3 +241,25 @@ async def test_an_answers_turns_carry_one_session(servers, engines):
     assert fake.bodies[1]["prompt"][:3] == [70, 71, 72]
     for each in (session, other):
         await each.aclose()
+
+
+async def test_the_whole_sampling_parameters_are_sent_where_they_can_be(servers, engines):
+    fake = await servers(generate=True)
+    engine = await engines(fake)
+    sampling = SamplingParams(temperature=0, logit_bias=((70, -1.5),))
+    await turn(engine, "Hello", TurnParams(sampling, max_tokens=2))
+    adjust = fake.bodies[-1]["vllm_xargs"]["nudge_adjust"]
+    assert adjust["bias"] == [[70, -1.5]]  # nested, and not as JSON in a string
+    # More alternatives than vLLM tells of there: by the other path.
+    await turn(engine, "Hello", TurnParams(GREEDY, max_tokens=2, top=20))
+    assert "generate" not in fake.bodies[-1]
+    assert fake.bodies[-1]["logprobs"] == 20
+
+
+async def test_a_path_that_is_asked_for_must_be_there(servers, engines):
+    fake = await servers(generate=True)
+    engine = await engines(fake, api="completions")
+    await turn(engine, "Hello", TURNS["below"])
+    assert "generate" not in fake.bodies[-1]
+    with pytest.raises(ConfigError, match="inference/v1/generate; start it with --enable-scale-"):
+        await engines(await servers(), api="generate")

@@ -17,13 +17,13 @@ import httpx
 
 from server.engines.remote.probe import PLUGIN
 from server.engines.vllm.lifeline import SERVER
-from tests.conftest import ROOT
 
+ROOT = Path(__file__).resolve().parent.parent
 KEY = "sk-of-the-engine"
 
 
 @contextmanager
-def vllm_serve(model: Path, folder: Path, *args: str) -> Iterator[str]:
+def vllm_serve(model: Path, folder: Path, *args: str, threads: int = 1) -> Iterator[str]:
     """Its url. It asks for `KEY`.
 
     Args:
@@ -37,7 +37,7 @@ def vllm_serve(model: Path, folder: Path, *args: str) -> Iterator[str]:
         "VLLM_NO_USAGE_STATS": "1",
         "TORCH_COMPILE_DISABLE": "1",
         "GOMP_SPINCOUNT": "20000",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     with socket.socket() as free:
@@ -51,7 +51,7 @@ def vllm_serve(model: Path, folder: Path, *args: str) -> Iterator[str]:
     with (folder / "vllm.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log)
         try:
-            deadline = time.monotonic() + 240
+            deadline = time.monotonic() + 480
             while not _answers(url):
                 assert process.poll() is None, (folder / "vllm.log").read_text()[-4000:]
                 assert time.monotonic() < deadline, "it did not start in time"
