@@ -172,7 +172,7 @@ class VllmEngine:
                 model=str(engine_args.model),
                 context_length=model.max_model_len,
                 tokenizer=tokenizer,
-                stop_ids=_stop_ids(model, tokenizer),
+                stop_ids=stop_ids(model, tokenizer),
                 abilities=_abilities(llm.vllm_config),
             )
             processes = [each for each in multiprocessing.active_children() if each not in children]
@@ -360,7 +360,7 @@ def _abilities(config: VllmConfig) -> frozenset[Ability]:
     return ABILITIES - ({"adjust", "grammar"} if config.speculative_config else set())
 
 
-def _stop_ids(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
+def stop_ids(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Every id that ends this model's text: generation_config.json's, config.json's and the
     tokenizer's, in this order. One that its vocabulary lacks can't be drawn, and forcing it would
     end the engine."""
