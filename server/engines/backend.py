@@ -43,6 +43,11 @@ class EngineSettings(Frozen):
     backend: str
     model: str
 
+    @property
+    def second(self) -> str | None:
+        """The aligned model that it holds besides (`server.engines.fused`), if it does."""
+        return None
+
     def gpus(self) -> list[str]:
         """The GPUs of this machine that it runs on, where it runs on any."""
         return []

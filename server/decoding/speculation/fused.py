@@ -23,6 +23,7 @@ from server.decoding.speculation.drafts import can_draft
 from server.engines.base import Engine, EngineInfo, Token, TurnEnd, TurnParams
 from server.engines.fused import Asked, Cost, FusedEngine, Position
 from server.engines.turn import Turn
+from server.text.tokenizer import Tokenizer
 
 Role = Literal["base", "aligned"]
 
@@ -31,7 +32,6 @@ EVERYTHING = 2.0
 
 
 def can_fuse(
-    engine: FusedEngine,
     base: Engine,
     aligned: Engine,
     prompt: PromptPair,
@@ -43,14 +43,15 @@ def can_fuse(
 
     A look-ahead would have the aligned model write where the base model doesn't follow.
     """
-    if config.end_lookahead or not can_draft(request, base, aligned):
-        return False
-    both = (base.info.tokenizer, prompt.base), (aligned.info.tokenizer, prompt.aligned)
-    (read, lead), (other, also) = (
-        (read_before(tokenizer, text), without_last_space(text)[1]) for tokenizer, text in both
-    )
-    contexts = engine.info.context_length, base.info.context_length, aligned.info.context_length
-    return len(read) > 1 and (read, lead) == (other, also) and len(set(contexts)) == 1
+    one = one_prompt(prompt, base.info.tokenizer, aligned.info.tokenizer)
+    return one and not config.end_lookahead and can_draft(request, base, aligned)
+
+
+def one_prompt(prompt: PromptPair, base: Tokenizer, aligned: Tokenizer) -> bool:
+    """Whether both models read the same ids, two at least."""
+    read = read_before(base, prompt.base)
+    alike = without_last_space(prompt.base)[1] == without_last_space(prompt.aligned)[1]
+    return len(read) > 1 and alike and read == read_before(aligned, prompt.aligned)
 
 
 class Joint:

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 from server.engines.vllm import build
 
@@ -105,7 +105,7 @@ class VllmEngine:
         timeout_s: float = 1800.0,
         silence_s: float = 30.0,
         resumable: bool = True,
-    ) -> VllmEngine:
+    ) -> Self:
         """Load the model; returns once it has answered a first request.
 
         One at a time: two engines that start together disturb each other's memory profiling,
