@@ -25,10 +25,11 @@ from server.decoding.entropy import ByEntropy
 from server.decoding.mixtures import Mixed, check_vocabularies
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.drafts import can_draft, share_ids
-from server.decoding.speculation.fused import Fused, can_fuse, one_prompt
+from server.decoding.speculation.fused import Fused, can_fuse, takes
 from server.decoding.speculation.predraft import ReadAlong
 from server.decoding.speculation.verify import Faster, Timed, Verified
 from server.decoding.stream import Writer
+from server.engines.backend import EngineSettings
 from server.engines.base import Engine
 from server.engines.fused import FusedEngine
 from server.policies import POLICIES, EngineRole, Policy, PolicySpec
@@ -92,7 +93,7 @@ def _nudged(order: Order) -> Writer:
     base, aligned = order.engines["base"], order.engines["aligned"]
     settings, faster = order.pair.settings, order.pair.faster
     given = base, aligned, order.prompt, order.request, order.nudging
-    if order.fused is not None and can_fuse(*given):
+    if order.fused is not None and can_fuse(order.fused, *given):
         return Fused(order.fused, *given[2:])
     if not can_draft(order.request, base, aligned):
         return Nudged(*given)
@@ -169,12 +170,13 @@ def unfused(
     prompts: Prompts,
     tokenizers: Mapping[str, Tokenizer],
     contexts: Mapping[str, int],
+    engines: Mapping[str, EngineSettings],
 ) -> str | None:
     """Why no answer would be written by a model's ``fused`` engine: the setting, what is wrong with
     it, and what to do. None where it has none.
 
     Args:
-        tokenizers, contexts: by engine.
+        tokenizers, contexts, engines: by engine.
     """
     if model.fused is None:
         return None
@@ -183,7 +185,8 @@ def unfused(
         held = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         return f"fused: the engines need one context length, and {held}; set max_model_len"
     prompt = prompts.render([Message("user", "Hello!")])
-    if not one_prompt(prompt, tokenizers[model.base], tokenizers[model.aligned]):
+    longer = engines[model.fused].longer
+    if not takes(longer, prompt, tokenizers[model.base], tokenizers[model.aligned]):
         return (
             "fused: the two models read different prompts, which one engine can't have; set "
             "base_prompt to 'chat' (and where the base model's tokenizer begins with a token of "

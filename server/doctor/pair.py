@@ -63,7 +63,7 @@ def examine(
                 _chat_for_both(where, base.tokenizer, aligned.tokenizer, prompt, notes)
             _ends(where, prompts, aligned.tokenizer, aligned.ends, notes)
             contexts = {name: each.context or 0 for name, each in models.items()}
-            if why := unfused(model, prompts, known, contexts):
+            if why := unfused(model, prompts, known, contexts, engines):
                 raise ConfigError(why)
 
 

@@ -38,6 +38,8 @@ class Asked:
         empty: it begins one here, whatever the base model says; None: the base model is asked.
     most: positions. top: alternatives of either model at each. stops: tokens behind which nothing
         is wanted.
+    drafting: the context as the aligned model reads it, where that isn't what the base model
+        reads. What either goes on with is the same.
     """
 
     gamma: float
@@ -45,6 +47,7 @@ class Asked:
     most: int
     top: int
     stops: tuple[int, ...] = ()
+    drafting: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -65,9 +68,14 @@ class FusedEngine(Engine, Protocol):
     def aligned(self) -> EngineInfo:
         """Of the model that drafts."""
 
+    @property
+    def longer(self) -> int:
+        """By how many ids `Asked.drafting` may be longer than what the base model reads."""
+
     def positions(self, ids: TokenIds, asked: Asked, cost: Cost) -> AsyncGenerator[Position]:
         """The positions behind a context of two ids at least, in order; closing it aborts the work
-        at once. It may end early, for any reason, and then may be asked anew.
+        at once. It may end early, for any reason, and then may be asked anew. Where either context
+        is full it ends.
 
         Args:
             cost: added to while they come.

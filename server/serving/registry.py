@@ -116,7 +116,8 @@ class Registry(Catalog):
                     model.reasoning,
                 )
                 contexts = {each: info.context_length for each, info in infos.items()}
-                if why := unfused(model, self._prompts[name], tokenizers, contexts):
+                its = self.settings.engines
+                if why := unfused(model, self._prompts[name], tokenizers, contexts, its):
                     raise ConfigError(f"models.{name}.{why}")
             self.grammars.models = [(info.tokenizer, info.stop_ids) for info in infos.values()]
         except BaseException:

@@ -119,7 +119,7 @@ async def test_the_answers_are_those_of_two_engines(registry: Registry, both: Vl
     # All at once: each is written as if it were alone.
     cases = [(q, gamma, style) for q in QUESTIONS for gamma in GAMMAS for style in (None, CHAT)]
     await asyncio.gather(*(check(*case) for case in cases))
-    assert passes <= (0.45 if both._drafted == 4 else 0.75) * tokens
+    assert passes <= (0.45 if both._drafted == 4 else 0.9) * tokens
     assert not both.running
 
 

@@ -20,7 +20,7 @@ from server.core import AnswerRequest, NudgingConfig, PromptPair, TokenIds
 from server.decoding.handover import read_before, without_last_space
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.drafts import can_draft
-from server.engines.base import Engine, EngineInfo, Token, TurnEnd, TurnParams
+from server.engines.base import Engine, EngineInfo, Token, TurnEnd, TurnParams, look
 from server.engines.fused import Asked, Cost, FusedEngine, Position
 from server.engines.turn import Turn
 from server.text.tokenizer import Tokenizer
@@ -32,51 +32,62 @@ EVERYTHING = 2.0
 
 
 def can_fuse(
+    engine: FusedEngine,
     base: Engine,
     aligned: Engine,
     prompt: PromptPair,
     request: AnswerRequest,
     config: NudgingConfig,
 ) -> bool:
-    """Whether an answer can be written so: as drafts can (`can_draft`), and both models read one
-    prompt.
+    """Whether an answer can be written so: as drafts can (`can_draft`), and the engine takes both
+    prompts.
 
     A look-ahead would have the aligned model write where the base model doesn't follow.
     """
-    one = one_prompt(prompt, base.info.tokenizer, aligned.info.tokenizer)
-    return one and not config.end_lookahead and can_draft(request, base, aligned)
+    if config.end_lookahead or not can_draft(request, base, aligned):
+        return False
+    return takes(engine.longer, prompt, base.info.tokenizer, aligned.info.tokenizer)
 
 
-def one_prompt(prompt: PromptPair, base: Tokenizer, aligned: Tokenizer) -> bool:
-    """Whether both models read the same ids, two at least."""
-    read = read_before(base, prompt.base)
+def takes(longer: int, prompt: PromptPair, base: Tokenizer, aligned: Tokenizer) -> bool:
+    """Whether one engine can have both models' prompts: they have two ids at least, begin the
+    answer alike, and the aligned model's is at most so many ids longer. (Under 0: it is the same.)
+    """
+    one, other = read_before(base, prompt.base), read_before(aligned, prompt.aligned)
     alike = without_last_space(prompt.base)[1] == without_last_space(prompt.aligned)[1]
-    return len(read) > 1 and alike and read == read_before(aligned, prompt.aligned)
+    if longer < 0:
+        return len(one) > 1 and alike and one == other
+    return min(len(one), len(other)) > 1 and len(other) - len(one) <= longer
 
 
 class Joint:
-    """What is known of the positions of one answer, and the request that tells of more."""
+    """What is known of the positions of one answer, and the request that tells of more.
+
+    prompts: of either model, once its session is open.
+    """
 
     def __init__(self, engine: FusedEngine, request: AnswerRequest, gamma: float) -> None:
         self.engine = engine
         self.cost = Cost()
+        self.prompts: dict[Role, TokenIds] = {}
         self._asked = Asked(
             gamma,
             word=None,
-            most=request.limit,
+            most=1,
             top=request.top_logprobs or 1,
             stops=request.stop_token_ids,
         )
-        self._ids: TokenIds = []  # a context, and how the engine went on behind it
+        # Each model's context, and how the engine went on behind it.
+        self._ids: dict[Role, TokenIds] = {"base": [], "aligned": []}
         self._known: list[Position] = []  # the last positions of that
         self._stream: AsyncGenerator[Position] | None = None
 
     async def at(self, ids: TokenIds, role: Role, asked: Asked) -> Position:
-        """The position behind a context, with what a model says of it. ``asked``: if the engine
-        must be asked."""
+        """The position behind a model's context, with what that says of it. ``asked``: if the
+        engine must be asked."""
         found = await self._find(ids, role)
         while found is None:
-            await self._turn_to(ids, asked)
+            await self._turn_to(ids, role, asked)
             found = await self._find(ids, role)
         return found
 
@@ -84,8 +95,7 @@ class Joint:
         """The same, for one position: nothing is to follow it."""
         found = await self._find(ids, role)
         while found is None:
-            asked = replace(self._asked, most=1)
-            async with aclosing(self.engine.positions(ids, asked, self.cost)) as stream:
+            async with aclosing(self._positions(self._both(ids, role), self._asked)) as stream:
                 found = await anext(stream, None)
         return found
 
@@ -95,25 +105,49 @@ class Joint:
 
     async def _find(self, ids: TokenIds, role: Role) -> Position | None:
         """None where the engine doesn't tell of it as it goes on."""
-        number = len(ids) - (len(self._ids) - len(self._known))
-        if number < 0 or ids != self._ids[: len(ids)]:
+        known, own = self._known, self._ids[role]
+        number = len(ids) - (len(own) - len(known))
+        if number < 0 or ids != own[: len(ids)]:
             return None
-        while number >= len(self._known):
-            if self._stream is None:
-                return None
-            position = await anext(self._stream, None)
+        while number >= len(known):
+            position = None if self._stream is None else await anext(self._stream, None)
             if position is None:
                 self._stream = None
                 return None
-            self._ids.append(position.token)
-            self._known.append(position)
-        found = self._known[number]
+            known.append(position)
+            for each in self._ids.values():
+                each.append(position.token)
+        found = known[number]
         return None if role == "aligned" and found.aligned is None else found
 
-    async def _turn_to(self, ids: TokenIds, asked: Asked) -> None:
+    async def _turn_to(self, ids: TokenIds, role: Role, asked: Asked) -> None:
         await self.aclose()
-        self._ids, self._known = list(ids), []
-        self._stream = self.engine.positions(list(ids), asked, self.cost)
+        self._ids, self._known = self._both(ids, role), []
+        self._stream = self._positions(self._ids, asked)
+
+    def _both(self, ids: TokenIds, role: Role) -> dict[Role, TokenIds]:
+        """Both models' contexts, where one of them is this."""
+        answer = ids[len(self.prompts[role]) :]
+        return {each: [*prompt, *answer] for each, prompt in self.prompts.items()}
+
+    async def _positions(
+        self, contexts: dict[Role, TokenIds], asked: Asked
+    ) -> AsyncGenerator[Position]:
+        engine, base, aligned = self.engine, contexts["base"].copy(), contexts["aligned"]
+        if len(aligned) >= engine.aligned.context_length:  # only the base model has room
+            async with aclosing(engine.open(base)) as session:
+                token = await look(session, asked.top)
+                self.cost.passes += session.steps
+                self.cost.prefilled += session.prefilled
+            yield Position(token.id, token, None)
+            return
+        if len(base) >= engine.info.context_length:  # only the aligned one has, and it is asked
+            base, asked = aligned, replace(asked, gamma=EVERYTHING)
+        if self.prompts["base"] != self.prompts["aligned"]:
+            asked = replace(asked, drafting=tuple(aligned))
+        async with aclosing(engine.positions(base, asked, self.cost)) as positions:
+            async for position in positions:
+                yield position
 
     async def aclose(self) -> None:
         if self._stream is not None:
@@ -129,6 +163,7 @@ class JointSession:
         self._role: Role = role
         self._info = info
         self._ids = list(prompt)
+        joint.prompts[role] = list(prompt)
         self._turn: AsyncGenerator[Token | TurnEnd] | None = None
 
     @property

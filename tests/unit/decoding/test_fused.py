@@ -33,7 +33,9 @@ async def written(writer: Writer, request: AnswerRequest) -> tuple[list[Piece], 
     start=st.sampled_from(["aligned", "base"]),
     most=st.sampled_from([1, 7, 60]),
     context=st.sampled_from([20, 512]),
-    prompt=st.sampled_from(["Hi you", "Hi you "]),
+    prompt=st.sampled_from(
+        [("Hi you",) * 2, ("Hi you ",) * 2, ("Hi you", "Well, hi"), ("A b", "Hi ")]
+    ),
     stops=st.sampled_from([(), (300, 340, 380)]),
     scores=st.sampled_from([None, 1]),
     breaks=st.sampled_from([0, 20]),
@@ -44,9 +46,9 @@ async def test_the_answer_is_the_same(
     request = AnswerRequest(GREEDY, max_tokens=most, stop_token_ids=stops, top_logprobs=scores)
     config = NudgingConfig(gamma=gamma, start=start)
     engines = pair(seed, agree, context)
-    prompts = PromptPair((prompt,), (prompt,), headers=("Question:",))
-    length = len(tokenizer().encode_prompt(prompt.rstrip()))
-    together = PlayedTogether(*engines, drafted, length, breaks)
+    prompts = PromptPair((prompt[0],), (prompt[1],), headers=("Question:",))
+    lengths = [len(tokenizer().encode_prompt(each.removesuffix(" "))) for each in prompt]
+    together = PlayedTogether(*engines, drafted, *lengths, longer=9, breaks=breaks)
     two = await written(Nudged(*engines, prompts, request, config), request)
     one = await written(Fused(together, prompts, request, config), request)
     assert one[0] == two[0]

@@ -1,4 +1,4 @@
-"""What stands of a draft, as tensors: the same as in words (`tests.fused.Answer`)."""
+"""What stands of a draft, as tensors: the same as in words (`scripts.benchmark.acceptance`)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scripts.benchmark.acceptance import Answer
 from server.engines.vllm.fused.rule import ALIGNED, BASE, KEPT, Begin, Rows, Rule, told
 from server.engines.vllm.words import Words
 from server.text.tokenizer import Tokenizer
 from server.text.words import Part, Word
 from tests.conftest import DEMO
-from tests.fused import Answer
 
 CPU = torch.device("cpu")
 SLOTS = 8
