@@ -16,7 +16,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from scripts.benchmark import http, pairs, replay, report
+from scripts.benchmark import fused, http, pairs, replay, report
 from scripts.benchmark.measure import (
     Run,
     System,
@@ -179,6 +179,20 @@ async def bench(args: argparse.Namespace) -> None:
     out.print(f"wrote {', '.join(str(each) for each in written)}")
 
 
+async def fuse(args: argparse.Namespace) -> None:
+    """The table of ``--fused``, printed."""
+    lines = [fused.HEADER, "|---|---|---|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as folder:
+        for pair in (pairs.demo(), pairs.deepened(Path(folder), args.depth)):
+            registry = Registry(pair.settings)
+            await registry.start()
+            try:
+                lines += await fused.rows(registry, pair, 0.4, (1, 2, 4, 8), args.ratio)
+            finally:
+                await registry.aclose()
+    print("\n".join(lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -194,8 +208,10 @@ def main() -> None:
     add("--dtype", default="float32", help="of the random pair")
     add("--depth", type=int, default=64, help="layers of the deepened base model")
     add("--http", action=argparse.BooleanOptionalAction, default=True, help="the server's own cost")
+    add("--fused", action="store_true", help="only: what both models in one engine would cost")
     add("--output", default="docs/benchmarks/cpu", help="path of the files, without an ending")
-    uvloop.run(bench(parser.parse_args()))
+    args = parser.parse_args()
+    uvloop.run(fuse(args) if args.fused else bench(args))
 
 
 if __name__ == "__main__":

@@ -109,6 +109,8 @@ class ModelSettings(Frozen):
     """Of a draft."""
     eager: bool = False
     """Whether the aligned model reads along while the base model writes, its next word ready."""
+    fused: str | None = None
+    """An engine that holds both models, by name: it writes those answers that it can."""
 
     @property
     def engines(self) -> dict[EngineRole, str]:
@@ -230,10 +232,16 @@ class Settings(BaseSettings):
                         f"models.{name}.{role}: no engine is named {engine!r} (there are: {known})"
                         f"{did_you_mean(engine, self.engines)}"
                     )
+            self._check_fused(name, model)
             for spec in model.allowed.values():
                 if lacking := model.lacks(spec):
                     raise ValueError(f"models.{name}.untuned: {lacking.replace('NAME', name)}")
-            for setting, is_on in (("verify", model.verify == "on"), ("eager", model.eager)):
+            drafting = {
+                "verify": model.verify == "on",
+                "eager": model.eager,
+                "fused": model.fused is not None,
+            }
+            for setting, is_on in drafting.items():
                 if is_on and not model.own.drafts:
                     raise ValueError(
                         f"models.{name}.{setting}: it has no effect on the policy "
@@ -243,3 +251,23 @@ class Settings(BaseSettings):
             for message in backend.conflicts(engines):
                 raise ValueError(message)
         return self
+
+    def _check_fused(self, name: str, model: ModelSettings) -> None:
+        """Raises `ValueError`."""
+        if model.fused is None:
+            return
+        where, engines = f"models.{name}.fused", self.engines
+        two = [each for each, engine in engines.items() if engine.second is not None]
+        if model.fused not in two:
+            there = f"there are: {', '.join(two)}" if two else "none has a drafter"
+            raise ValueError(
+                f"{where}: {model.fused!r} names no engine with two models ({there})"
+                f"{did_you_mean(model.fused, two)}"
+            )
+        found = engines[model.fused]
+        for held, role in ((found.model, model.base), (found.second, model.aligned)):
+            if held != engines[role].model:
+                raise ValueError(
+                    f"{where}: engine {model.fused!r} holds {held}, and engine {role!r} "
+                    f"{engines[role].model}: both must have the same models"
+                )

@@ -6,22 +6,34 @@ of writing was faster. Does not know: served names, engines' lives, prompts, HTT
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from server.config import ModelSettings
-from server.core import AnswerRequest, InvalidRequest, NudgingConfig, PromptPair
+from server.core import (
+    AnswerRequest,
+    EngineUnavailable,
+    InvalidRequest,
+    Message,
+    NudgingConfig,
+    PromptPair,
+)
 from server.decoding.alone import Referenced
 from server.decoding.entropy import ByEntropy
 from server.decoding.mixtures import Mixed, check_vocabularies
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.drafts import can_draft, share_ids
+from server.decoding.speculation.fused import Fused, can_fuse, takes
 from server.decoding.speculation.predraft import ReadAlong
 from server.decoding.speculation.verify import Faster, Timed, Verified
 from server.decoding.stream import Writer
+from server.engines.backend import EngineSettings
 from server.engines.base import Engine
+from server.engines.fused import FusedEngine
 from server.policies import POLICIES, EngineRole, Policy, PolicySpec
+from server.text.prompts import Prompts
 from server.text.tokenizer import Tokenizer
 
 Living = Callable[[str], Engine]
@@ -30,10 +42,12 @@ Living = Callable[[str], Engine]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a writer is made of. engines: those that the policy's row names."""
+    """What a writer is made of. engines: those that the policy's row names. fused: one that holds
+    both models, where there is one and it lives."""
 
     pair: Pair
     engines: Mapping[EngineRole, Engine]
+    fused: FusedEngine | None
     prompt: PromptPair
     request: AnswerRequest
     nudging: NudgingConfig
@@ -61,7 +75,17 @@ class Pair:
         if lacking := self.settings.lacks(spec):
             raise InvalidRequest(lacking.replace("NAME", self._name), param="nudging.policy")
         engines = {role: living(self.settings.engines[role]) for role in spec.engines}
-        return MAKERS[spec.name](Order(self, engines, prompt, request, nudging))
+        order = Order(self, engines, self._fused(living), prompt, request, nudging)
+        return MAKERS[spec.name](order)
+
+    def _fused(self, living: Living) -> FusedEngine | None:
+        if self.settings.fused is None:
+            return None
+        with contextlib.suppress(EngineUnavailable):  # the two do without it
+            engine = living(self.settings.fused)
+            assert isinstance(engine, FusedEngine)
+            return engine
+        return None
 
 
 def _nudged(order: Order) -> Writer:
@@ -69,6 +93,8 @@ def _nudged(order: Order) -> Writer:
     base, aligned = order.engines["base"], order.engines["aligned"]
     settings, faster = order.pair.settings, order.pair.faster
     given = base, aligned, order.prompt, order.request, order.nudging
+    if order.fused is not None and can_fuse(order.fused, *given):
+        return Fused(order.fused, *given[2:])
     if not can_draft(order.request, base, aligned):
         return Nudged(*given)
     measures = settings.verify == "auto" and "check" in base.info.abilities
@@ -126,12 +152,47 @@ def misfits(model: ModelSettings, tokenizers: Mapping[str, Tokenizer]) -> Iterat
             check_fits(model, spec, tokenizers)
         except InvalidRequest as error:
             yield f"{key}: {error}"
-    for key, needed in (("verify", model.verify == "on"), ("eager", model.eager)):
+    drafting = {
+        "verify": model.verify == "on",
+        "eager": model.eager,
+        "fused": model.fused is not None,
+    }
+    for key, needed in drafting.items():
         if needed and not share_ids(base, aligned):
             yield (
                 f"{key} needs two models with one vocabulary, cut alike, which {model.base!r} and "
                 f"{model.aligned!r} don't have; leave it off"
             )
+
+
+def unfused(
+    model: ModelSettings,
+    prompts: Prompts,
+    tokenizers: Mapping[str, Tokenizer],
+    contexts: Mapping[str, int],
+    engines: Mapping[str, EngineSettings],
+) -> str | None:
+    """Why no answer would be written by a model's ``fused`` engine: the setting, what is wrong with
+    it, and what to do. None where it has none.
+
+    Args:
+        tokenizers, contexts, engines: by engine.
+    """
+    if model.fused is None:
+        return None
+    lengths = {name: contexts[name] for name in (model.fused, model.base, model.aligned)}
+    if len({*lengths.values()}) > 1:
+        held = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        return f"fused: the engines need one context length, and {held}; set max_model_len"
+    prompt = prompts.render([Message("user", "Hello!")])
+    longer = engines[model.fused].longer
+    if not takes(longer, prompt, tokenizers[model.base], tokenizers[model.aligned]):
+        return (
+            "fused: the two models read different prompts, which one engine can't have; set "
+            "base_prompt to 'chat' (and where the base model's tokenizer begins with a token of "
+            "its own, a chat_template that does so too), or leave fused out"
+        )
+    return None
 
 
 def check_fits(model: ModelSettings, spec: PolicySpec, tokenizers: Mapping[str, Tokenizer]) -> None:

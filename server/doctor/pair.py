@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from server.config import ModelSettings
 from server.core import ConfigError, InvalidRequest, Message, PromptPair, joined
 from server.decoding.speculation.drafts import share_ids
-from server.decoding.strategies import misfits
+from server.decoding.strategies import misfits, unfused
 from server.doctor import roles
 from server.engines.backend import EngineSettings, Examined
 from server.engines.report import Notes
@@ -62,6 +62,9 @@ def examine(
             if model.base_prompt == CHAT:
                 _chat_for_both(where, base.tokenizer, aligned.tokenizer, prompt, notes)
             _ends(where, prompts, aligned.tokenizer, aligned.ends, notes)
+            contexts = {name: each.context or 0 for name, each in models.items()}
+            if why := unfused(model, prompts, known, contexts, engines):
+                raise ConfigError(why)
 
 
 def _two(

@@ -43,6 +43,16 @@ class EngineSettings(Frozen):
     backend: str
     model: str
 
+    @property
+    def second(self) -> str | None:
+        """The aligned model that it holds besides (`server.engines.fused`), if it does."""
+        return None
+
+    @property
+    def longer(self) -> int:
+        """By how many ids that one's prompt may be longer; under 0: it must be the same."""
+        return -1
+
     def gpus(self) -> list[str]:
         """The GPUs of this machine that it runs on, where it runs on any."""
         return []

@@ -30,7 +30,7 @@ from server.decoding.alone import Alone
 from server.decoding.calls import Calls
 from server.decoding.handover import read_before
 from server.decoding.parsing import Parser, Plain
-from server.decoding.strategies import Pair, misfits
+from server.decoding.strategies import Pair, misfits, unfused
 from server.decoding.stream import Writer
 from server.decoding.thinking import Thinking
 from server.engines.base import Engine, EngineInfo
@@ -115,6 +115,10 @@ class Registry(Catalog):
                     model.tools,
                     model.reasoning,
                 )
+                contexts = {each: info.context_length for each, info in infos.items()}
+                its = self.settings.engines
+                if why := unfused(model, self._prompts[name], tokenizers, contexts, its):
+                    raise ConfigError(f"models.{name}.{why}")
             self.grammars.models = [(info.tokenizer, info.stop_ids) for info in infos.values()]
         except BaseException:
             await self.aclose()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ByteSize, Field, model_validator
 
@@ -21,14 +21,29 @@ DEFAULT_MEMORY_SHARE = 0.92
 """vLLM's ``gpu_memory_utilization`` where none is set: nearly the whole GPU, for one engine."""
 
 OWN = frozenset(
-    {"backend", "device", "cpu_threads", "start_timeout_s", "silence_s", "resumable", "args"}
+    {
+        "backend",
+        "device",
+        "cpu_threads",
+        "start_timeout_s",
+        "silence_s",
+        "resumable",
+        "drafter",
+        "draft_tokens",
+        "args",
+    }
 )
 """Settings of an engine that are no argument of vLLM's, or that hold such."""
+
+
+_FUSED = frozenset({"speculative_config", "worker_extension_cls"})
 
 
 class VllmSettings(EngineSettings):
     """One model on one engine. All but `OWN` are vLLM's engine arguments; any other of them goes
     under ``args``."""
+
+    folders: ClassVar[tuple[str, ...]] = (*EngineSettings.folders, "drafter")
 
     backend: Literal["vllm"] = "vllm"
     device: str | None = Field(None, coerce_numbers_to_str=True)
@@ -42,6 +57,11 @@ class VllmSettings(EngineSettings):
     started again."""
     resumable: bool = True
     """Whether what an answer's turns have read stays in the engine between them."""
+    drafter: str | None = None
+    """An aligned model of the same vocabulary that is to be in this engine too, for models that
+    name it in ``fused``."""
+    draft_tokens: int = Field(4, ge=1, le=32)
+    """That it drafts at a time."""
     tokenizer: str | None = None
     revision: str | None = None
     dtype: str | None = None
@@ -60,6 +80,10 @@ class VllmSettings(EngineSettings):
         if "kv_cache_memory_bytes" in own:
             own["kv_cache_memory_bytes"] = int(own["kv_cache_memory_bytes"])
         return {**own, **self.args}
+
+    @property
+    def second(self) -> str | None:
+        return self.drafter
 
     def gpus(self) -> list[str]:
         if self.device is not None:
@@ -81,6 +105,10 @@ class VllmSettings(EngineSettings):
         twice = self.args.keys() & (type(self).model_fields.keys() - {"args"})
         if twice:
             raise ValueError(f"{', '.join(sorted(twice))}: set it beside args, not inside")
+        if self.drafter is None and "draft_tokens" in self.model_fields_set:
+            raise ValueError("draft_tokens has no effect without a drafter")
+        if self.drafter is not None and self.args.keys() & _FUSED:
+            raise ValueError(f"{' and '.join(sorted(_FUSED))} are the drafter's: not inside args")
         if self.device not in (None, "cpu") and len(self.gpus()) != self._gpus_needed():
             raise ValueError(
                 f"device names {len(self.gpus())} GPUs ({self.device}), and "
@@ -119,7 +147,13 @@ def _problems(engines: Mapping[str, VllmSettings]) -> Iterator[str]:
     except ImportError:
         yield "vLLM is not installed: make the environment with scripts/env"
         return
+    found = build.installed()
     for name, engine in engines.items():
+        if engine.drafter is not None and not build.holds_pairs(getattr(found, "version", "")):
+            yield (
+                f"engines.{name}.drafter: two models in one engine are made for vLLM 0.32 and "
+                f"0.33, and this is {getattr(found, 'version', 'another')}; leave drafter out"
+            )
         for arg in sorted(engine.engine_args().keys() - known):
             meant = did_you_mean(arg, known)
             yield f"engines.{name}.args: vLLM has no engine argument {arg!r}{meant}"

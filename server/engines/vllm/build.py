@@ -43,6 +43,11 @@ def processors_in_v2(version: str) -> bool:
     return _since((0, 31), version)
 
 
+def holds_pairs(version: str) -> bool:
+    """Whether `server.engines.vllm.fused` was made for the insides of this vLLM (docs/adr/0031)."""
+    return version.startswith(("0.32.", "0.33."))
+
+
 def _since(first: tuple[int, int], version: str) -> bool:
     number = re.match(r"(\d+)\.(\d+)", version)
     return number is not None and (int(number[1]), int(number[2])) >= first

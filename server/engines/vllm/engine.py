@@ -13,7 +13,7 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 from server.engines.vllm import build
 
@@ -100,7 +100,7 @@ class VllmEngine:
         timeout_s: float = 1800.0,
         silence_s: float = 30.0,
         resumable: bool = True,
-    ) -> VllmEngine:
+    ) -> Self:
         """Load the model; returns once it has answered a first request.
 
         One at a time: two engines that start together disturb each other's memory profiling,
@@ -167,7 +167,7 @@ class VllmEngine:
                 model=str(engine_args.model),
                 context_length=model.max_model_len,
                 tokenizer=tokenizer,
-                stop_ids=_stop_ids(model, tokenizer),
+                stop_ids=stop_ids(model, tokenizer),
                 abilities=_abilities(llm.vllm_config),
             )
             processes = [each for each in multiprocessing.active_children() if each not in children]
@@ -354,7 +354,7 @@ def _abilities(config: VllmConfig) -> frozenset[Ability]:
     return ABILITIES - ({"adjust", "grammar"} if config.speculative_config else set())
 
 
-def _stop_ids(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
+def stop_ids(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Every id that ends this model's text: generation_config.json's, config.json's and the
     tokenizer's, in this order. One that its vocabulary lacks can't be drawn, and forcing it would
     end the engine."""

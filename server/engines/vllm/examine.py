@@ -38,6 +38,9 @@ def examine(
     found = {}
     for name, engine in engines.items():
         found[name], files = _model(f"engines.{name}", engine, notes)
+        if engine.drafter is not None:
+            alone = engine.model_copy(update={"model": engine.drafter, "tokenizer": None})
+            files.add(_model(f"engines.{name}.drafter", alone, notes)[1])
         for device in placed[name]:
             context = found[name].context or length
             size = machine.memory(device)
@@ -62,6 +65,15 @@ class _Files:
     weights: Weights | None = None
     token: int | None = None
     longest: int | None = None
+
+    def add(self, other: _Files) -> None:
+        """Another model in the same engine, which has the same context."""
+        one, two = self.weights, other.weights
+        self.weights = None
+        if one is not None and two is not None:
+            parameters, size = one.parameters + two.parameters, one.size + two.size
+            self.weights = Weights(parameters, size, one.exact and two.exact)
+        self.token = self.token and other.token and self.token + other.token
 
 
 def _model(where: str, engine: VllmSettings, notes: Notes) -> tuple[Examined, _Files]:

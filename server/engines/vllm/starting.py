@@ -16,9 +16,15 @@ from server.engines.vllm.engine import VllmEngine
 
 
 async def start(name: str, settings: VllmSettings, sharing: int) -> VllmEngine:
-    return await VllmEngine.start(
+    kind, args = VllmEngine, settings.engine_args()
+    if settings.drafter is not None:
+        from server.engines.vllm.fused import engine as fused
+
+        kind = fused.VllmFusedEngine
+        args |= fused.engine_args(settings.drafter, settings.draft_tokens)
+    return await kind.start(
         name,
-        settings.engine_args(),
+        args,
         device=settings.device,
         cpu_threads=settings.threads(sharing),
         timeout_s=settings.start_timeout_s,

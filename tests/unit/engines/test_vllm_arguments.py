@@ -43,6 +43,6 @@ def model(size: int, *ends: int) -> Any:
 
 def test_a_stop_token_that_the_vocabulary_lacks_is_none():
     tokenizer: Any = SimpleNamespace(chat=SimpleNamespace(eos_token_id=2))
-    assert engine._stop_ids(model(100, 7, 100, 99), tokenizer) == (7, 99, 2)
+    assert engine.stop_ids(model(100, 7, 100, 99), tokenizer) == (7, 99, 2)
     with pytest.raises(ConfigError, match=r"\[7, 2\] are beyond its vocabulary of 2 tokens"):
-        engine._stop_ids(model(2, 7), tokenizer)
+        engine.stop_ids(model(2, 7), tokenizer)
