@@ -111,11 +111,11 @@ async def test_the_client_raises_rate_limit_error(limited: Server):
 
 async def test_clients_who_leave_give_their_places_up(limited: Server):
     """Both those who are answered and those who wait."""
-    async with httpx.AsyncClient(limits=httpx.Limits(), timeout=0.6) as web:
+    async with httpx.AsyncClient(limits=httpx.Limits(), timeout=60) as web:
 
         async def impatient() -> None:
             with pytest.raises(httpx.ReadTimeout):
-                await web.post(limited.url + CHAT, json=body("endless"))
+                await web.post(limited.url + CHAT, json=body("endless"), timeout=0.6)
 
         async def reads_a_while() -> None:
             endless = body("endless", stream=True)
@@ -124,6 +124,7 @@ async def test_clients_who_leave_give_their_places_up(limited: Server):
                 await anext(answer.aiter_lines())
 
         await asyncio.gather(*(impatient() for _ in range(12)))
+        await nobody_is_written_for(limited)
         await asyncio.gather(*(reads_a_while() for _ in range(4)))
     await nobody_is_written_for(limited)
     await every_place_is_free(limited)
