@@ -257,7 +257,7 @@ def build(store: Store, image: str, volumes: Sequence[str]) -> None:
     if image == "cuda":
         version = re.search(r"^ARG VLLM_VERSION=(\S+)$", dockerfile(image).read_text(), re.M)
         assert version is not None
-        store.build(f"docker.io/vllm/vllm-openai:v{version[1]}", VLLM)
+        store.build(f"localhost/vllm/vllm-openai:v{version[1]}", VLLM)
     store.build(f"nudging-server:{image}", str(dockerfile(image)), *volumes)
 
 

@@ -40,15 +40,16 @@ def vllm_serve(model: Path, folder: Path, *args: str, threads: int = 1) -> Itera
         "OMP_NUM_THREADS": str(threads),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(model)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, *PLUGIN.split()]
-    command += ["--dtype", "float32", "--max-model-len", "512", "--block-size", "32"]
-    command += ["--kv-cache-memory-bytes", str(128 << 20), *args]
-    url = f"http://127.0.0.1:{port}"
-    with (folder / "vllm.log").open("wb") as log:
+    with socket.socket() as kept, (folder / "vllm.log").open("wb") as log:
+        # It takes long to start, and nobody else is to have the port meanwhile.
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        port = kept.getsockname()[1]
+        command = [str(Path(sys.executable).parent / "vllm"), "serve", str(model)]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, *PLUGIN.split()]
+        command += ["--dtype", "float32", "--max-model-len", "512", "--block-size", "32"]
+        command += ["--kv-cache-memory-bytes", str(128 << 20), *args]
+        url = f"http://127.0.0.1:{port}"
         process = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 480

@@ -9,14 +9,17 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scripts.benchmark import fused, http, pairs, replay, report
+from scripts.benchmark.elsewhere import Elsewhere, Way, running
 from scripts.benchmark.measure import (
     Run,
     System,
@@ -42,16 +45,23 @@ SYSTEMS = {
     "deepened": [BASE, ALIGNED, AUTHORS, RESUMABLE, VERIFIED, AHEAD[1], AHEAD[3]],
     "demo": [BASE, ALIGNED, AUTHORS, REQUESTS, RESUMABLE, EAGER, VERIFIED, *AHEAD],
 }
+WAYS = [Way(stops, rtt_ms) for stops in ("plugin", "stream") for rtt_ms in (0, 1, 10)]
+ELSEWHERE = [BASE, REQUESTS, *(System(str(way), way=way) for way in WAYS)]
 REPLAYED = [BASE, AUTHORS, REQUESTS, RESUMABLE]
 
 out = Console(highlight=False)
 
 
 async def compare(
-    registry: Registry, pair: pairs.Pair, args: argparse.Namespace, shares: list[float]
+    registry: Registry,
+    pair: pairs.Pair,
+    args: argparse.Namespace,
+    shares: list[float],
+    systems: list[System],
+    there: Mapping[Way, Elsewhere] = MappingProxyType({}),
 ) -> list[report.Row]:
+    """there: the pair's engines elsewhere, for those systems that have them there."""
     rows: list[report.Row] = []
-    systems = SYSTEMS[pair.name]
     for share in shares:
         gamma, got, length = await gamma_for(registry, pair, share)
         out.print(
@@ -70,7 +80,11 @@ async def compare(
                         bar.update(task, description=f"{streams} at once, {system.name}")
                         # One model alone knows no end: as long as the nudged answers are.
                         most = length if system.role else pair.max_tokens
-                        done = await run(registry, pair, system, gamma, asked, streams, most)
+                        its = there.get(system.way) if system.way else None
+                        before = await its.wire() if its else 0
+                        where = its.registry if its else registry
+                        done = await run(where, pair, system, gamma, asked, streams, most)
+                        done.wire = await its.wire() - before if its else 0
                         runs[system].append(done)
                         bar.advance(task)
                 rows += _rows(pair, share, gamma, streams, runs)
@@ -153,12 +167,18 @@ async def bench(args: argparse.Namespace) -> None:
             await registry.start(lambda engine, state, _: out.print(f"  {state} {engine}"))
             try:
                 shares = args.shares if name == "random" else args.shares[:1]
-                mine = await compare(registry, pair, args, shares)
-                rows += mine
-                if name == "random":
-                    rows += await replayed(registry, pair, args)
-                    about[f"{pair.name}, replayed"] = "the schedules of the authors' public answers"
-                    extra["lengths"] = await lengths(registry, pair, mine[0].gamma)
+                if args.here:
+                    mine = await compare(registry, pair, args, shares, SYSTEMS[name])
+                    rows += mine
+                    if name == "random":
+                        rows += await replayed(registry, pair, args)
+                        about[f"{pair.name}, replayed"] = "schedules of the authors' public answers"
+                        extra["lengths"] = await lengths(registry, pair, mine[0].gamma)
+                if name == "random" and args.elsewhere:
+                    async with running(pair, Path(folder), WAYS) as there:
+                        found = await compare(registry, pair, args, args.shares, ELSEWHERE, there)
+                    rows += [replace(row, pair=f"{pair.name}, elsewhere") for row in found]
+                    about[f"{pair.name}, elsewhere"] = "the same models on two `vllm serve`"
             finally:
                 await registry.aclose()
         if args.http:
@@ -207,6 +227,9 @@ def main() -> None:
     add("--ratio", type=int, default=8, help="weights of the random base model over the aligned's")
     add("--dtype", default="float32", help="of the random pair")
     add("--depth", type=int, default=64, help="layers of the deepened base model")
+    yes = argparse.BooleanOptionalAction
+    add("--here", action=yes, default=True, help="engines in this process")
+    add("--elsewhere", action=yes, default=True, help="the random pair's on two vllm serve")
     add("--http", action=argparse.BooleanOptionalAction, default=True, help="the server's own cost")
     add("--fused", action="store_true", help="only: what both models in one engine would cost")
     add("--output", default="docs/benchmarks/cpu", help="path of the files, without an ending")

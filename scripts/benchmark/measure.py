@@ -15,6 +15,7 @@ from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
+from scripts.benchmark.elsewhere import Way
 from scripts.benchmark.pairs import QUESTIONS, Pair
 from server.core import AnswerRequest, Finished, Message, NudgingConfig, SamplingParams, Usage
 from server.decoding.nudged import Nudged
@@ -31,7 +32,7 @@ class System:
 
     role: of a served name. resumable: whether turns may go on in one request (strategy C).
     verify: tokens of a draft that the base model checks; 0: it writes token by token. eager:
-    whether the aligned model reads along.
+    whether the aligned model reads along. way: to engines elsewhere; None: they are here.
     """
 
     name: str
@@ -41,11 +42,12 @@ class System:
     resumable: bool = False
     verify: int = 0
     eager: bool = False
+    way: Way | None = None
 
 
 @dataclass
 class Run:
-    """What some answers took. Seconds, and tokens."""
+    """What some answers took. Seconds, and tokens; wire: bytes to engines and back, if counted."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -53,6 +55,7 @@ class Run:
     usage: Usage = field(default_factory=Usage)
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    wire: int = 0
 
     @property
     def tokens(self) -> int:
@@ -77,6 +80,7 @@ class Run:
             "prefilled": (usage.base_prefilled + usage.aligned_prefilled) / tokens,
             "discarded": usage.discarded_tokens / tokens,
             "cpu_s_per_1k": 1e3 * self.cpu_seconds / tokens,
+            "wire": self.wire / tokens,
         }
 
 
@@ -96,8 +100,8 @@ async def run(
 ) -> Run:
     """Answer all of ``asked``, ``streams`` at once."""
     for engine in registry.engines.values():
-        assert isinstance(engine, VllmEngine)
-        engine.resumable = system.resumable
+        if isinstance(engine, VllmEngine):
+            engine.resumable = system.resumable
     served = registry.resolve(f"pair:{system.role}" if system.role else "pair")
     nudging = NudgingConfig(
         gamma=gamma,

@@ -79,7 +79,8 @@ def _markdown(
         "Ratio: tokens a second over those of the base model alone in the same repeat; the median "
         f"of {args['repeats']} repeats, run in turn, and (lowest to highest). Steps, prefilled and "
         "discarded tokens are per token of an answer; CPU is the server's own process, seconds for "
-        "1,000 tokens. `+ 16`: with `end_lookahead` 16. Strategies: ADRs 0001, 0012 and 0015.",
+        "1,000 tokens; bytes, of a token, are those between it and engines elsewhere. `+ 16`: with "
+        "`end_lookahead` 16. Strategies: ADRs 0001, 0012, 0015 and 0030.",
         "",
         f"![Ratios]({plot})",
     ]
@@ -88,13 +89,14 @@ def _markdown(
         mine = [row for row in rows if row.pair == pair]
         for share, streams in dict.fromkeys((row.share, row.streams) for row in mine):
             group = [row for row in mine if (row.share, row.streams) == (share, streams)]
+            wire = any(row.figures["wire"] for row in group)
             lines += [
                 "",
                 f"About {share:.0%} nudged{_by(group[0].gamma)}, {streams} at once:",
                 "",
                 "| system | ratio | tok/s | nudged | TTFT ms | ITL p50 / p99 ms | base steps "
-                "| aligned steps | prefilled | discarded | CPU |",
-                "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+                f"| aligned steps | prefilled | discarded | CPU |{' bytes |' if wire else ''}",
+                f"|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|{'--:|' if wire else ''}",
             ]
             for row in group:
                 f = row.figures
@@ -104,6 +106,7 @@ def _markdown(
                     f"| {f['itl_p50_ms']:.1f} / {f['itl_p99_ms']:.0f} | {f['base_steps']:.2f} "
                     f"| {f['aligned_steps']:.2f} | {f['prefilled']:.2f} | {f['discarded']:.2f} "
                     f"| {f['cpu_s_per_1k']:.2f} |"
+                    + (f" {f['wire']:.0f} |" if f["wire"] else " |" if wire else "")
                 )
     if lengths := found_on.get("lengths"):
         lines += [
@@ -182,7 +185,8 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     if not panels:
         return
     systems = list(dict.fromkeys(row.system for row in shown))
-    colours = dict(zip(systems, plt.get_cmap("tab20").colors[::2], strict=False))
+    shades = plt.get_cmap("tab20").colors
+    colours = dict(zip(systems, (*shades[::2], *shades[1::2]), strict=False))
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(

@@ -2,8 +2,8 @@
 
 Of the three models on vLLM two are enough here, which differ in everything: size, vocabulary,
 special tokens, where they end. The third, `aligned`, writes in the pairs of `test_laws` and
-`test_resumable`. ``remote`` is the base model on ``vllm serve``, which ends turns by our processor,
-or is read as long as it is wanted.
+`test_resumable`. ``remote`` is the base model on ``vllm serve``, which ends turns by our processor
+(asked by either path), or is read as long as it is wanted.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def closed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The url of the base model on a server of its own."""
-    with vllm_serve(DEMO / "base", tmp_path_factory.mktemp("vllm")) as url:
+    with vllm_serve(DEMO / "base", tmp_path_factory.mktemp("vllm"), "--enable-scale-out") as url:
         yield url
 
 
@@ -70,15 +70,22 @@ async def remotes() -> AsyncIterator[dict[str, Engine]]:
         await each.aclose()
 
 
-async def remote_engine(url: str, stops: str) -> Engine:
+WAYS = {
+    "plugin": {"stops": "plugin", "api": "completions"},
+    "stream": {"stops": "stream", "api": "completions"},
+    "generate": {"stops": "plugin", "api": "generate"},
+}
+
+
+async def remote_engine(url: str, way: str) -> Engine:
+    patient = {"connect_timeout_s": 60, "silence_s": 120}  # the machine may be busy
     model = str(DEMO / "base")
-    return await starting.start(
-        "base", RemoteSettings(model=model, url=url, stops=stops, api_key=KEY), 1
-    )
+    settings = RemoteSettings(model=model, url=url, api_key=KEY, **patient, **WAYS[way])
+    return await starting.start("base", settings, 1)
 
 
-ELSEWHERE = ["remote plugin", "remote stream"] if os.environ.get("NUDGE_TEST_REMOTE") else []
-"""Two more engines, on a `vllm serve` of their own: as long again. `test_remote.py` runs always."""
+ELSEWHERE = [f"remote {way}" for way in WAYS] if os.environ.get("NUDGE_TEST_REMOTE") else []
+"""More engines, on a `vllm serve` of their own: as long again. `test_remote.py` runs always."""
 
 
 @pytest.fixture(params=["scripted", "vllm base", "vllm aligned-1k", *ELSEWHERE])

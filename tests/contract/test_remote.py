@@ -18,7 +18,7 @@ from server.engines.remote.backend import RemoteSettings
 from server.serving.registry import Registry
 from server.text.grammar.vetting import compile_schema
 from tests.conftest import DEMO
-from tests.contract.conftest import remote_engine
+from tests.contract.conftest import WAYS, remote_engine
 
 GREEDY = SamplingParams(temperature=0)
 QUESTIONS = [
@@ -28,7 +28,7 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(params=["plugin", "stream"])
+@pytest.fixture(params=WAYS)
 async def mixed(
     request: pytest.FixtureRequest, registry: Registry, served: str, remotes: dict[str, Engine]
 ) -> AsyncIterator[Registry]:
@@ -99,7 +99,7 @@ async def test_penalties_and_schemas_work_with_the_processor_and_are_refused_wit
                 await answer(mixed, "demo", QUESTIONS[0], request, 0.4)
 
 
-@pytest.mark.parametrize("stops", ["plugin", "stream"])
+@pytest.mark.parametrize("stops", WAYS)
 async def test_a_turn_that_is_left_frees_the_server_within_a_second(
     served: str, remotes: dict[str, Engine], stops: str
 ):
