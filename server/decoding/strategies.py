@@ -188,9 +188,8 @@ def unfused(
     longer = engines[model.fused].longer
     if not takes(longer, prompt, tokenizers[model.base], tokenizers[model.aligned]):
         return (
-            "fused: the two models read different prompts, which one engine can't have; set "
-            "base_prompt to 'chat' (and where the base model's tokenizer begins with a token of "
-            "its own, a chat_template that does so too), or leave fused out"
+            f"fused: the aligned model's prompt is more than {longer} tokens longer than the base "
+            "model's, or either has none; shorten its chat_template, or leave fused out"
         )
     return None
 

@@ -27,6 +27,8 @@ from server.text.tokenizer import Tokenizer
 
 Role = Literal["base", "aligned"]
 
+ROLES: tuple[Role, Role] = ("base", "aligned")
+
 EVERYTHING = 2.0
 """A γ with which the aligned model writes everything."""
 
@@ -63,13 +65,13 @@ def takes(longer: int, prompt: PromptPair, base: Tokenizer, aligned: Tokenizer) 
 class Joint:
     """What is known of the positions of one answer, and the request that tells of more.
 
-    prompts: of either model, once its session is open.
+    sessions: of either model, once it is open.
     """
 
     def __init__(self, engine: FusedEngine, request: AnswerRequest, gamma: float) -> None:
         self.engine = engine
         self.cost = Cost()
-        self.prompts: dict[Role, TokenIds] = {}
+        self.sessions: dict[Role, JointSession] = {}
         self._asked = Asked(
             gamma,
             word=None,
@@ -95,7 +97,9 @@ class Joint:
         """The same, for one position: nothing is to follow it."""
         found = await self._find(ids, role)
         while found is None:
-            async with aclosing(self._positions(self._both(ids, role), self._asked)) as stream:
+            async with aclosing(
+                self._positions(self._both(ids, role), role, self._asked)
+            ) as stream:
                 found = await anext(stream, None)
         return found
 
@@ -123,28 +127,36 @@ class Joint:
     async def _turn_to(self, ids: TokenIds, role: Role, asked: Asked) -> None:
         await self.aclose()
         self._ids, self._known = self._both(ids, role), []
-        self._stream = self._positions(self._ids, asked)
+        self._stream = self._positions(self._ids, role, asked)
 
     def _both(self, ids: TokenIds, role: Role) -> dict[Role, TokenIds]:
-        """Both models' contexts, where one of them is this."""
-        answer = ids[len(self.prompts[role]) :]
-        return {each: [*prompt, *answer] for each, prompt in self.prompts.items()}
+        """Both models' contexts, where one of them is this. When a turn begins both sessions hold
+        the whole answer, in whatever ids; what the turn has added the other one will hear as it is.
+        (Where it won't, it will ask anew.)"""
+        added = ids[self.sessions[role].begun :]
+        others = {each: [*session.ids, *added] for each, session in self.sessions.items()}
+        return others | {role: ids.copy()}
 
     async def _positions(
-        self, contexts: dict[Role, TokenIds], asked: Asked
+        self, contexts: dict[Role, TokenIds], role: Role, asked: Asked
     ) -> AsyncGenerator[Position]:
-        engine, base, aligned = self.engine, contexts["base"].copy(), contexts["aligned"]
-        if len(aligned) >= engine.aligned.context_length:  # only the base model has room
+        """Those behind two contexts, of which one model asks. Where the engine can't have both (one
+        is full, or they have grown apart), what that one alone says."""
+        engine, (base, aligned) = self.engine, (contexts[each].copy() for each in ROLES)
+        longest = max(len(base), len(aligned))
+        both = longest < engine.info.context_length
+        both = both and (base == aligned or 0 <= engine.longer >= len(aligned) - len(base))
+        if not both and role == "base":
             async with aclosing(engine.open(base)) as session:
                 token = await look(session, asked.top)
                 self.cost.passes += session.steps
                 self.cost.prefilled += session.prefilled
             yield Position(token.id, token, None)
             return
-        if len(base) >= engine.info.context_length:  # only the aligned one has, and it is asked
-            base, asked = aligned, replace(asked, gamma=EVERYTHING)
-        if self.prompts["base"] != self.prompts["aligned"]:
+        if base != aligned:
             asked = replace(asked, drafting=tuple(aligned))
+        if not both:
+            base, asked = aligned, replace(asked, gamma=EVERYTHING)
         async with aclosing(engine.positions(base, asked, self.cost)) as positions:
             async for position in positions:
                 yield position
@@ -156,19 +168,23 @@ class Joint:
 
 
 class JointSession:
-    """One of the two models, as a session of its own: `server.engines.base.Session`."""
+    """One of the two models, as a session of its own: `server.engines.base.Session`.
+
+    begun: how many ids it had when its last turn began.
+    """
 
     def __init__(self, joint: Joint, role: Role, info: EngineInfo, prompt: TokenIds) -> None:
         self._joint = joint
         self._role: Role = role
         self._info = info
-        self._ids = list(prompt)
-        joint.prompts[role] = list(prompt)
+        self.ids = list(prompt)
+        self.begun = len(prompt)
+        joint.sessions[role] = self
         self._turn: AsyncGenerator[Token | TurnEnd] | None = None
 
     @property
     def length(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     @property
     def steps(self) -> int:
@@ -184,7 +200,8 @@ class JointSession:
         return self._turn
 
     async def _generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
-        joint, info, ids = self._joint, self._info, self._ids
+        joint, info, ids = self._joint, self._info, self.ids
+        self.begun = len(ids)
         turn = Turn(params, info.tokenizer, info.stop_ids, info.context_length - len(ids))
         while turn.end is None:
             if params.stop_below is not None and params.stop_below > 1:  # nothing will be taken
@@ -200,7 +217,7 @@ class JointSession:
 
     def _asked(self, params: TurnParams) -> Asked:
         """What would have the engine write this turn, and then the answer."""
-        room = self._info.context_length - len(self._ids)
+        room = self._info.context_length - len(self.ids)
         if self._role == "aligned" and params.word is not None:
             return self._joint.asked(None, params.word, room)
         gamma = EVERYTHING if self._role == "aligned" else params.stop_below or 0.0
@@ -214,8 +231,8 @@ class JointSession:
 
     async def extend(self, ids: TokenIds, *, drop: int = 0) -> None:
         if drop:
-            del self._ids[-drop:]
-        self._ids += ids
+            del self.ids[-drop:]
+        self.ids += ids
 
     async def aclose(self) -> None:
         if self._turn is not None:

@@ -36,7 +36,11 @@ OWN = frozenset(
 """Settings of an engine that are no argument of vLLM's, or that hold such."""
 
 
-_FUSED = frozenset({"speculative_config", "worker_extension_cls"})
+_FUSED = frozenset({"speculative_config", "worker_extension_cls", "scheduler_cls"})
+
+LONGER = 128
+"""Ids that an aligned model's prompt may be longer than the base model's, in one engine. So many
+places of the KV cache are reserved for each answer."""
 
 
 class VllmSettings(EngineSettings):
@@ -85,6 +89,10 @@ class VllmSettings(EngineSettings):
     def second(self) -> str | None:
         return self.drafter
 
+    @property
+    def longer(self) -> int:
+        return LONGER
+
     def gpus(self) -> list[str]:
         if self.device is not None:
             return [device.strip() for device in self.device.split(",")]
@@ -108,7 +116,7 @@ class VllmSettings(EngineSettings):
         if self.drafter is None and "draft_tokens" in self.model_fields_set:
             raise ValueError("draft_tokens has no effect without a drafter")
         if self.drafter is not None and self.args.keys() & _FUSED:
-            raise ValueError(f"{' and '.join(sorted(_FUSED))} are the drafter's: not inside args")
+            raise ValueError(f"{', '.join(sorted(_FUSED))} are the drafter's: not inside args")
         if self.device not in (None, "cpu") and len(self.gpus()) != self._gpus_needed():
             raise ValueError(
                 f"device names {len(self.gpus())} GPUs ({self.device}), and "

@@ -24,7 +24,7 @@ from server.decoding.speculation.fused import Fused
 from server.engines.base import Engine, EngineInfo
 from server.engines.scripted import ScriptedEngine
 from server.engines.vllm import build
-from server.engines.vllm.backend import VLLM
+from server.engines.vllm.backend import LONGER, VLLM
 from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
 from tests.conftest import DEMO
@@ -62,7 +62,7 @@ async def running(context: int = 512, **model: Any) -> AsyncIterator[Registry]:
         if name == "both":
             one, other = [await start(each, told) for each in ("base", "aligned")]
             one._info = replace(one.info, name="both", context_length=context)
-            return PlayedTogether(one, other, drafted=4, prompt=0)
+            return PlayedTogether(one, other, drafted=4, prompt=0, longer=told.engines[name].longer)
         own = Tokenizer.load(told.engines[name].model)
         end = own.chat.eos_token_id
         return ScriptedEngine(EngineInfo(name, "noise", 512, own, (end,)), noise(own, end))
@@ -119,11 +119,17 @@ async def test_what_one_engine_cant_is_written_by_the_two(request_, nudging):
         assert not registry.engines["both"].asked
 
 
-async def test_so_is_what_the_two_models_read_as_different_prompts():
-    template = "<|bos|>{{ messages[-1].content }}{% if messages | length > 1 %}!{% endif %} So:"
-    async with running(base_prompt="{{ question }} So:", chat_template=template) as registry:
+LONG = "Be nice. " * (LONGER // 2)
+
+
+async def test_so_is_what_the_aligned_model_reads_as_a_much_longer_prompt():
+    """Where it is longer by little, or shorter by much, one engine has both."""
+    template = f"{{% if messages | length > 1 %}}{LONG}{{% endif %}}{{{{ messages[-1].content }}}}"
+    async with running(base_prompt=None, chat_template=template) as registry:
         assert type(writer(registry, AnswerRequest(GREEDY))) is Fused
         assert type(writer(registry, AnswerRequest(GREEDY), "Hi", "Hello")) is Nudged
+    async with running(base_prompt=f"{LONG}{{{{ question }}}}", chat_template=None) as registry:
+        assert type(writer(registry, AnswerRequest(GREEDY))) is Fused
 
 
 async def test_while_it_is_dead_the_two_write():
@@ -149,8 +155,11 @@ async def test_an_engine_that_dies_ends_its_answers_by_name():
 @pytest.mark.parametrize(
     ("model", "context", "says"),
     [
-        ({"base_prompt": None}, 512, "different prompts"),
-        ({"chat_template": None}, 512, "different prompts"),
+        (
+            {"base_prompt": None, "chat_template": LONG + "{{ messages[-1].content }}"},
+            512,
+            "128 tokens",
+        ),
         ({}, 256, "both has 256, base has 512"),
     ],
 )

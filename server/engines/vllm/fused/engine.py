@@ -20,12 +20,17 @@ from server.core import ConfigError, TokenIds
 from server.engines.base import EngineInfo, Token
 from server.engines.fused import Asked, Cost, Position
 from server.engines.vllm import outputs
+from server.engines.vllm.backend import LONGER
 from server.engines.vllm.engine import VllmEngine, stop_ids
 from server.engines.vllm.fused.rule import told as alternatives
 from server.engines.vllm.fused.wish import Wish
 from server.text.tokenizer import Tokenizer
 
 EXTENSION = "server.engines.vllm.fused.worker.Fused"
+SCHEDULER = "server.engines.vllm.fused.scheduler.roomy"
+
+OWN_PROMPTS = "prompts of their own"
+"""The salt of what answers leave in the prefix cache whose draft model has another prompt."""
 
 
 def engine_args(aligned: str, drafted: int) -> dict[str, Any]:
@@ -38,6 +43,7 @@ def engine_args(aligned: str, drafted: int) -> dict[str, Any]:
     return {
         "speculative_config": speculative,
         "worker_extension_cls": EXTENSION,
+        "scheduler_cls": SCHEDULER,
     }
 
 
@@ -46,6 +52,7 @@ class VllmFusedEngine(VllmEngine):
     arguments."""
 
     aligned: EngineInfo
+    longer = LONGER
 
     async def _warm_up(self) -> None:
         await self._fuse()
@@ -92,9 +99,12 @@ class VllmFusedEngine(VllmEngine):
         core = self._core
         watch, request_id = core.watch, core.next_request_id()
         *prompt, first = ids
-        request = core.llm.generate(
-            TokensPrompt(prompt_token_ids=prompt), _sampling(asked, first, self._stops), request_id
-        )
+        given = TokensPrompt(prompt_token_ids=prompt)
+        if asked.drafting is not None:
+            given["cache_salt"] = OWN_PROMPTS
+            room = self.aligned.context_length - len(asked.drafting)
+            asked = replace(asked, most=min(asked.most, room))
+        request = core.llm.generate(given, _sampling(asked, first, self._stops), request_id)
         watch.reading[request_id] = len(prompt)
         unread = 1  # positions that are the prompt's last token
         try:
@@ -131,14 +141,17 @@ def _sampling(asked: Asked, first: int, stops: tuple[int, ...]) -> vllm.Sampling
         first: the prompt's last token, which the request leaves to its first position.
         stops: at which a request of any answer ends.
     """
+    wish = Wish(asked.gamma, asked.word, first, asked.top, asked.drafting)
     return vllm.SamplingParams(
         temperature=0.0,
         max_tokens=asked.most + 1,
         stop_token_ids=[*stops, *asked.stops],
         logprobs=2 * asked.top,
+        # What was read before has nothing of this one's draft model.
+        skip_reading_prefix_cache=asked.drafting is not None,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        extra_args=Wish(asked.gamma, asked.word, first, asked.top).extra_args(),
+        extra_args=wish.extra_args(),
         skip_clone=True,
     )
 

@@ -6,10 +6,10 @@ engine gets; the server calls `fuse` once, before the first request. From then o
     the rejection sampler  asks the rule (`_Accepting`), and tells of the aligned model beside the
                            log probabilities of the base model
     the sampler            leaves steps without any draft to that too (`_Sampling`)
-    the speculator         tells the rule what it drafts
+    the speculator         tells the rule what it drafts, behind prompts of its own (`drafting`)
     a logits processor     that changes no logits tells the rule of each request (`_Told`)
 
-Knows: vLLM 0.32's and 0.33's V2 model runner. Does not know: sessions, the policy, HTTP.
+Knows: vLLM 0.32's V2 model runner. Does not know: sessions, the policy, HTTP.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from server.engines.vllm import wishes
+from server.engines.vllm.fused.drafting import Drafting
 from server.engines.vllm.fused.rule import Begin, Rows, Rule
 from server.engines.vllm.fused.wish import Wish
 from server.engines.vllm.words import Words
@@ -59,40 +60,23 @@ class Fused:
             self.device,
         )
         sampler, speculator = runner.sampler, runner.speculator
-        told = _Told(rule, words, runner.req_states)
+        speculator.__class__ = Drafting
+        speculator.prepare(rule, runner.max_num_reqs)
+        told = _Told(rule, speculator, words, runner.req_states)
         sampler.logits_processors.append(told)
         accepting = _Accepting(sampler, self.vllm_config.speculative_config, self.device)
         accepting.rule, accepting.told = rule, told
         sampler.__class__ = _Sampling
         sampler.accepting = accepting
         runner.rejection_sampler = accepting
-        speculator.sample_draft = _drafting(speculator, rule)
-
-
-def _drafting(speculator: Any, rule: Rule) -> Any:
-    """In place of the speculator's ``sample_draft``."""
-
-    def sample_draft(
-        hidden_states: torch.Tensor,
-        positions: torch.Tensor,
-        slots: torch.Tensor,
-        temperature: torch.Tensor,
-        seeds: torch.Tensor,
-        step: torch.Tensor,
-        draft_logits: torch.Tensor | None,
-        spec_step_idx: int = 0,
-    ) -> torch.Tensor:
-        logits = speculator.compute_draft_logits(hidden_states, spec_step_idx)
-        return rule.drafted(logits, slots, step)
-
-    return sample_draft
 
 
 class _Told(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLLM
     """Hears of each request that takes a slot."""
 
-    def __init__(self, rule: Rule, words: Words, requests: Any) -> None:
+    def __init__(self, rule: Rule, drafting: Drafting, words: Words, requests: Any) -> None:
         self._rule = rule
+        self._drafting = drafting
         self._words = words
         self._requests = requests
         self._staged: dict[int, Wish | None] = {}
@@ -108,6 +92,9 @@ class _Told(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLLM
         if self._staged:
             staged, self._staged = self._staged, {}
             self._rule.begin([(slot, self._begin(slot, wish)) for slot, wish in staged.items()])
+            for slot, wish in staged.items():
+                read = int(self._requests.prompt_len.np[slot]) + 1
+                self._drafting.begin(slot, None if wish is None else wish.drafting, read)
 
     def _begin(self, slot: int, wish: Wish | None) -> Begin | None:
         if wish is None:
