@@ -36,7 +36,10 @@ from tests.conftest import DEMO
 from tests.contract.conftest import GREEDY
 from tests.modes import runs_v2
 
-pytestmark = pytest.mark.skipif(not runs_v2(), reason="V1 has no speculation of this kind")
+pytestmark = [
+    pytest.mark.skipif(not runs_v2(), reason="V1 has no speculation of this kind"),
+    pytest.mark.timeout(900),  # interpreted kernels, on a busy machine
+]
 
 ARGS = {
     "model": str(DEMO / "base"),
