@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,14 +86,13 @@ class Server:
         found, frontier = [], [self.process.pid]
         while frontier:
             pid = frontier.pop()
-            try:
-                tasks = list(Path(f"/proc/{pid}/task").iterdir())
-            except FileNotFoundError:
-                continue
-            for task in tasks:
-                children = [int(child) for child in (task / "children").read_text().split()]
-                found += children
-                frontier += children
+            # Threads and processes may end while they are looked at.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    with suppress(FileNotFoundError, ProcessLookupError):
+                        children = [int(each) for each in (task / "children").read_text().split()]
+                        found += children
+                        frontier += children
         return found
 
     def stop(self, how: signal.Signals = signal.SIGTERM, timeout: float = 30) -> int:
