@@ -16,7 +16,6 @@ from server.core import TokenIds
 from server.engines.base import EngineInfo, Session, Token
 from server.engines.fused import Asked, Cost, Position
 from server.engines.scripted import ScriptedEngine
-from server.text.words import Word
 
 
 @dataclass
@@ -73,9 +72,7 @@ class PlayedTogether:
             self.running -= 1
 
     async def _positions(self, ids: TokenIds, asked: Asked, cost: Cost) -> AsyncGenerator[Position]:
-        own, context = self.info.tokenizer, self.info.context_length
-        word = None if asked.word is None else Word(own, asked.word)
-        answer = Answer(own, asked.gamma, word, self._base_ends, self.aligned.stop_ids)
+        context, answer = self.info.context_length, Answer.begun(self, asked)
         drafting = ids.copy() if asked.drafting is None else list(asked.drafting)
         own_prompt = self.prompt if asked.drafting is None else self.drafting
         left = min(asked.most, context - max(len(ids), len(drafting)))
@@ -106,7 +103,3 @@ class PlayedTogether:
                 left -= 1
                 if left <= 0 or token in (*self.aligned.stop_ids, *asked.stops):
                     return
-
-    @property
-    def _base_ends(self) -> tuple[int, ...]:
-        return (*self.info.stop_ids, *self.info.tokenizer.turn_ids)

@@ -230,7 +230,7 @@ def main() -> None:
     yes = argparse.BooleanOptionalAction
     add("--here", action=yes, default=True, help="engines in this process")
     add("--elsewhere", action=yes, default=True, help="the random pair's on two vllm serve")
-    add("--http", action=argparse.BooleanOptionalAction, default=True, help="the server's own cost")
+    add("--http", action=yes, default=True, help="the server's own cost")
     add("--fused", action="store_true", help="only: what both models in one engine would cost")
     add("--output", default="docs/benchmarks/cpu", help="path of the files, without an ending")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """The rule of acceptance of an engine with both models, word by word in plain Python.
 
 `server.engines.vllm.fused.rule` is the same rule as tensors, which tests compare with this. Knows:
-words, tokens. Does not know: engines.
+words, tokens, what an engine is asked for. Does not know: what an engine does.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from server.engines.fused import Asked, FusedEngine
 from server.text.tokenizer import Tokenizer
 from server.text.words import Part, Word
 
@@ -26,6 +27,14 @@ class Answer:
     word: Word | None
     base_ends: tuple[int, ...]
     aligned_ends: tuple[int, ...]
+
+    @classmethod
+    def begun(cls, engine: FusedEngine, asked: Asked) -> Answer:
+        """As an engine is asked for it."""
+        own = engine.info.tokenizer
+        word = None if asked.word is None else Word(own, asked.word)
+        ends = (*engine.info.stop_ids, *own.turn_ids)
+        return cls(own, asked.gamma, word, ends, engine.aligned.stop_ids)
 
     def step(
         self, base: Sequence[tuple[int, float]], drafts: Sequence[int], read: int | None = None

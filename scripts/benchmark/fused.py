@@ -21,20 +21,17 @@ from scripts.benchmark.measure import prompts
 from scripts.benchmark.pairs import Pair
 from server.core import (
     AnswerRequest,
-    Finished,
     Message,
     NudgingConfig,
-    Piece,
     SamplingParams,
     TokenIds,
 )
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.fused import Fused
-from server.decoding.stream import Writer, stream
+from server.decoding.stream import whole
 from server.engines.base import Engine, EngineInfo, Session, TurnParams, collect
 from server.engines.fused import Asked, Cost, Position
 from server.serving.registry import Registry
-from server.text.words import Word
 
 GREEDY = SamplingParams(temperature=0)
 HEADER = "| pair | drafted | nudged | passes a token | tokens a pass | as timed here | by weights |"
@@ -75,21 +72,15 @@ class PlayedByTwo:
         """The two are others'."""
 
     async def positions(self, ids: TokenIds, asked: Asked, cost: Cost) -> AsyncGenerator[Position]:
-        own, stops = self.info.tokenizer, (*self.aligned.stop_ids, *asked.stops)
-        answer = Answer(
-            own,
-            asked.gamma,
-            None if asked.word is None else Word(own, asked.word),
-            (*self.info.stop_ids, *own.turn_ids),
-            self.aligned.stop_ids,
-        )
+        answer, stops = Answer.begun(self, asked), (*self.aligned.stop_ids, *asked.stops)
+        room = min(self.info.context_length, self.aligned.context_length)
         cost.passes += 1  # which reads the context
         left = asked.most
         async with (
             aclosing(self.base.open(ids)) as base,
             aclosing(self.other.open(list(asked.drafting or ids))) as aligned,
         ):
-            while left > 0 and max(base.length, aligned.length) + self.drafted < base_room(self):
+            while left > 0 and max(base.length, aligned.length) + self.drafted < room:
                 drafts, end = await collect(aligned, TurnParams(GREEDY, self.drafted))
                 taken = len(drafts)
                 if end.rejected is not None:
@@ -109,20 +100,6 @@ class PlayedByTwo:
                         return
 
 
-def base_room(engine: PlayedByTwo) -> int:
-    return min(engine.info.context_length, engine.aligned.context_length)
-
-
-async def written(writer: Writer, request: AnswerRequest) -> tuple[list[Piece], Finished]:
-    pieces: list[Piece] = []
-    async with aclosing(stream(writer, request)) as events:
-        async for event in events:
-            if isinstance(event, Finished):
-                return pieces, event
-            pieces.append(event)
-    raise RuntimeError("an answer had no end")
-
-
 async def rows(
     registry: Registry, pair: Pair, gamma: float, drafts: Sequence[int], ratio: int
 ) -> list[str]:
@@ -136,11 +113,11 @@ async def rows(
     served, config = registry.resolve("pair"), NudgingConfig(gamma=gamma)
     request = AnswerRequest(GREEDY, max_tokens=pair.max_tokens)
     asked = [registry.prompts(served, [Message("user", each)]) for each in prompts(16)]
-    two = [await written(Nudged(*engines, each, request, config), request) for each in asked]
+    two = [await whole(Nudged(*engines, each, request, config), request) for each in asked]
     lines = []
     for drafted in drafts:
         together = PlayedByTwo(*engines, drafted)
-        one = [await written(Fused(together, each, request, config), request) for each in asked]
+        one = [await whole(Fused(together, each, request, config), request) for each in asked]
         same = sum(
             [each.text for each in mine] == [each.text for each in its]
             for (mine, _), (its, _) in zip(one, two, strict=True)

@@ -113,6 +113,16 @@ class ModelSettings(Frozen):
     """An engine that holds both models, by name: it writes those answers that it can."""
 
     @property
+    def drafting(self) -> list[str]:
+        """The settings that are on by which one model drafts for the other."""
+        wanted = {
+            "verify": self.verify == "on",
+            "eager": self.eager,
+            "fused": self.fused is not None,
+        }
+        return [setting for setting, is_on in wanted.items() if is_on]
+
+    @property
     def engines(self) -> dict[EngineRole, str]:
         """The names of those that it has, by role."""
         named = ((role, getattr(self, role)) for role in get_args(EngineRole))
@@ -236,13 +246,8 @@ class Settings(BaseSettings):
             for spec in model.allowed.values():
                 if lacking := model.lacks(spec):
                     raise ValueError(f"models.{name}.untuned: {lacking.replace('NAME', name)}")
-            drafting = {
-                "verify": model.verify == "on",
-                "eager": model.eager,
-                "fused": model.fused is not None,
-            }
-            for setting, is_on in drafting.items():
-                if is_on and not model.own.drafts:
+            for setting in model.drafting:
+                if not model.own.drafts:
                     raise ValueError(
                         f"models.{name}.{setting}: it has no effect on the policy "
                         f"{model.own.name!r}; leave it off"

@@ -152,13 +152,8 @@ def misfits(model: ModelSettings, tokenizers: Mapping[str, Tokenizer]) -> Iterat
             check_fits(model, spec, tokenizers)
         except InvalidRequest as error:
             yield f"{key}: {error}"
-    drafting = {
-        "verify": model.verify == "on",
-        "eager": model.eager,
-        "fused": model.fused is not None,
-    }
-    for key, needed in drafting.items():
-        if needed and not share_ids(base, aligned):
+    for key in model.drafting:
+        if not share_ids(base, aligned):
             yield (
                 f"{key} needs two models with one vocabulary, cut alike, which {model.base!r} and "
                 f"{model.aligned!r} don't have; leave it off"

@@ -26,7 +26,7 @@ from server.core import (
 )
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.fused import Fused
-from server.decoding.stream import Writer, stream
+from server.decoding.stream import Writer, whole
 from server.engines.base import Engine
 from server.engines.fused import Asked, Cost
 from server.engines.vllm.fused.engine import VllmFusedEngine, engine_args
@@ -88,13 +88,7 @@ def shorter_of(question: str, engine: VllmFusedEngine) -> PromptPair:
 
 
 async def written(writer: Writer) -> tuple[list[Piece], Finished]:
-    pieces: list[Piece] = []
-    async with aclosing(stream(writer, REQUEST)) as events:
-        async for event in events:
-            if isinstance(event, Finished):
-                return pieces, event
-            pieces.append(event)
-    raise AssertionError("no Finished")
+    return await whole(writer, REQUEST)
 
 
 def shown(pieces: list[Piece], end: Finished) -> tuple[Any, ...]:

@@ -199,7 +199,7 @@ class MessageReply:
 
 
 def _frame(event: Json) -> bytes:
-    return f"event: {event['type']}\n".encode() + sse.event(event)
+    return sse.event(event, event["type"])
 
 
 def _usage(counts: Usage) -> Json:

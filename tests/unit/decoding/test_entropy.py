@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import aclosing
 
 import pytest
 from hypothesis import given
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from server.core import AnswerRequest, Finished, NudgingConfig, Piece, PromptPair, SamplingParams
 from server.decoding.entropy import REPORTED, ByEntropy, entropy_bounds
 from server.decoding.nudged import Nudged
-from server.decoding.stream import stream
+from server.decoding.stream import whole
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine
 from server.text.tokenizer import Tokenizer
@@ -72,13 +71,7 @@ async def told(
 ) -> tuple[list[Piece], Finished]:
     request = AnswerRequest(GREEDY, top_logprobs=scores)
     writer = kind(base, aligned, PromptPair(("q",), ("q",)), request, NudgingConfig(**settings))
-    pieces: list[Piece] = []
-    async with aclosing(stream(writer, request)) as events:
-        async for event in events:
-            if isinstance(event, Finished):
-                return pieces, event
-            pieces.append(event)
-    raise AssertionError("no Finished")
+    return await whole(writer, request)
 
 
 def spelled(pieces: list[Piece]) -> list[tuple[str, str]]:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.core import AnswerRequest, Finished, NudgingConfig, Piece, PromptPair
+from server.core import AnswerRequest, Finished, NudgingConfig, PromptPair
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.fused import Fused
-from server.decoding.stream import Writer, stream
+from server.decoding.stream import whole
 from tests.fused import PlayedTogether
 from tests.unit.decoding.test_verify import GREEDY, pair, tokenizer
-
-
-async def written(writer: Writer, request: AnswerRequest) -> tuple[list[Piece], Finished]:
-    pieces: list[Piece] = []
-    async with aclosing(stream(writer, request)) as events:
-        async for event in events:
-            if isinstance(event, Finished):
-                return pieces, event
-            pieces.append(event)
-    raise AssertionError("no Finished")
 
 
 @given(
@@ -49,8 +37,8 @@ async def test_the_answer_is_the_same(
     prompts = PromptPair((prompt[0],), (prompt[1],), headers=("Question:",))
     lengths = [len(tokenizer().encode_prompt(each.removesuffix(" "))) for each in prompt]
     together = PlayedTogether(*engines, drafted, *lengths, longer=9, breaks=breaks)
-    two = await written(Nudged(*engines, prompts, request, config), request)
-    one = await written(Fused(together, prompts, request, config), request)
+    two = await whole(Nudged(*engines, prompts, request, config), request)
+    one = await whole(Fused(together, prompts, request, config), request)
     assert one[0] == two[0]
     assert ends(one[1]) == ends(two[1])
     assert not together.running

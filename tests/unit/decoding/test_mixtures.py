@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from server.core import (
     SamplingParams,
 )
 from server.decoding.mixtures import Mixed, ensemble, log_probs, proxy_tuned
-from server.decoding.stream import stream
+from server.decoding.stream import stream, whole
 from server.engines.base import EngineInfo, Token
 from server.engines.scripted import ScriptedEngine
 from server.serving.registry import Registry
@@ -76,13 +75,7 @@ def mixed(base, aligned, untuned=None, request=GREEDY, prompts=("q", "q")) -> Mi
 
 
 async def told(writer: Mixed, request=GREEDY) -> tuple[list[Piece], Finished]:
-    pieces: list[Piece] = []
-    async with aclosing(stream(writer, request)) as events:
-        async for event in events:
-            if isinstance(event, Finished):
-                return pieces, event
-            pieces.append(event)
-    raise AssertionError("no Finished")
+    return await whole(writer, request)
 
 
 def text(pieces: list[Piece]) -> str:

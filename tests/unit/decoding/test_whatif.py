@@ -8,7 +8,6 @@ import asyncio
 import json
 import random
 from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from server.api.traces import StoredPiece, Token
 from server.core import AnswerRequest, Finished, NudgingConfig, Piece, PromptPair, SamplingParams
 from server.decoding.nudged import Nudged
-from server.decoding.stream import stream
+from server.decoding.stream import whole
 from server.decoding.whatif import Comparison, compare
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine
@@ -68,13 +67,7 @@ async def written(seed: int, **settings: Any) -> tuple[list[Piece], Finished]:
     request = AnswerRequest(SamplingParams(temperature=0), max_tokens=40)
     prompt = PromptPair(("Hi",), ("Hi",))
     writer = Nudged(base, aligned, prompt, request, NudgingConfig(**settings))
-    pieces: list[Piece] = []
-    async with aclosing(stream(writer, request)) as events:
-        async for event in events:
-            if isinstance(event, Finished):
-                return pieces, event
-            pieces.append(event)
-    raise AssertionError("no Finished")
+    return await whole(writer, request)
 
 
 @given(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.benchmark.fused import PlayedByTwo, written
+from scripts.benchmark.fused import PlayedByTwo
 from server.core import AnswerRequest, NudgingConfig, PromptPair
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.fused import Fused
+from server.decoding.stream import whole
 from server.engines.base import EngineInfo
 from server.engines.scripted import ScriptedEngine
 from tests.noise import noise
@@ -26,9 +27,9 @@ async def test_the_answer_is_the_same_and_its_passes_are_counted(question: str, 
     )
     request, config = AnswerRequest(GREEDY, max_tokens=40), NudgingConfig(gamma=gamma)
     prompt = PromptPair((f"So: {question}",), (f"So: {question}",))
-    two = await written(Nudged(base, aligned, prompt, request, config), request)
+    two = await whole(Nudged(base, aligned, prompt, request, config), request)
     played = PlayedByTwo(base, aligned, 4)
-    one = await written(Fused(played, prompt, request, config), request)
+    one = await whole(Fused(played, prompt, request, config), request)
     assert [each.text for each in one[0]] == [each.text for each in two[0]]
     usage = one[1].usage
     # One model on both sides: every draft stands.

@@ -21,6 +21,7 @@ from server.core import (
 )
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.fused import Fused
+from server.decoding.stream import whole
 from server.engines.base import Engine, EngineInfo
 from server.engines.scripted import ScriptedEngine
 from server.engines.vllm import build
@@ -30,7 +31,7 @@ from server.text.tokenizer import Tokenizer
 from tests.conftest import DEMO
 from tests.fused import PlayedTogether
 from tests.noise import noise
-from tests.unit.decoding.test_fused import ends, written
+from tests.unit.decoding.test_fused import ends
 
 GREEDY = SamplingParams(temperature=0)
 BASE, ALIGNED = str(DEMO / "base"), str(DEMO / "aligned")
@@ -88,13 +89,13 @@ async def test_an_answer_that_one_engine_can_write_is_written_by_it():
         one = writer(registry, request, gamma=0.5)
         assert type(one) is Fused
         together = registry.engines["both"]
-        its = await written(one, request)
+        its = await whole(one, request)
         assert together.asked
         assert registry.state == "ready"
     async with running(fused=None) as registry:
         two = writer(registry, request, gamma=0.5)
         assert type(two) is Nudged
-        theirs = await written(two, request)
+        theirs = await whole(two, request)
     assert its[0] == theirs[0]
     assert ends(its[1]) == ends(theirs[1])
 
@@ -149,7 +150,7 @@ async def test_an_engine_that_dies_ends_its_answers_by_name():
 
         registry.engines["both"].positions = dies
         with pytest.raises(EngineUnavailable, match="both"):
-            await written(made, AnswerRequest(GREEDY))
+            await whole(made, AnswerRequest(GREEDY))
 
 
 @pytest.mark.parametrize(
