@@ -95,7 +95,7 @@ RECIPES = (
         256,
         4,
         688,
-        (Stage(1, 1200), replace(_STAGE_TWO, adam=3e-3)),
+        (Stage(1, 1200), replace(_STAGE_TWO, steps=500, batch_tokens=4096)),
     ),
     Recipe("aligned", 2048, 64, 3, 176, (Stage(1, 900), _STAGE_TWO)),
     Recipe("aligned-1k", 1024, 64, 4, 176, (Stage(1, 900), _STAGE_TWO)),

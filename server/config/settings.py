@@ -110,7 +110,10 @@ class ModelSettings(Frozen):
     eager: bool = False
     """Whether the aligned model reads along while the base model writes, its next word ready."""
     fused: str | None = None
-    """An engine that holds both models, by name: it writes those answers that it can."""
+    """An engine that holds both models, by name."""
+    mode: Literal["auto", "fused", "two_engines"] = "auto"
+    """Of nudged answers, who writes which: that engine those that it can and lives for, it alone
+    (others are refused), or the two."""
 
     @property
     def drafting(self) -> list[str]:
@@ -118,9 +121,13 @@ class ModelSettings(Frozen):
         wanted = {
             "verify": self.verify == "on",
             "eager": self.eager,
-            "fused": self.fused is not None,
+            "fused": self.uses_fused,
         }
         return [setting for setting, is_on in wanted.items() if is_on]
+
+    @property
+    def uses_fused(self) -> bool:
+        return self.fused is not None and self.mode != "two_engines"
 
     @property
     def engines(self) -> dict[EngineRole, str]:
@@ -260,6 +267,11 @@ class Settings(BaseSettings):
     def _check_fused(self, name: str, model: ModelSettings) -> None:
         """Raises `ValueError`."""
         if model.fused is None:
+            if model.mode == "fused":
+                raise ValueError(
+                    f"models.{name}.mode: 'fused' needs an engine with both models; name it in "
+                    f"models.{name}.fused"
+                )
             return
         where, engines = f"models.{name}.fused", self.engines
         two = [each for each, engine in engines.items() if engine.second is not None]

@@ -6,7 +6,6 @@ of writing was faster. Does not know: served names, engines' lives, prompts, HTT
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from server.decoding.entropy import ByEntropy
 from server.decoding.mixtures import Mixed, check_vocabularies
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.drafts import can_draft, share_ids
-from server.decoding.speculation.fused import Fused, can_fuse, takes
+from server.decoding.speculation.fused import Fused, takes, unfusable
 from server.decoding.speculation.predraft import ReadAlong
 from server.decoding.speculation.verify import Faster, Timed, Verified
 from server.decoding.stream import Writer
@@ -43,7 +42,7 @@ Living = Callable[[str], Engine]
 @dataclass(frozen=True, slots=True)
 class Order:
     """What a writer is made of. engines: those that the policy's row names. fused: one that holds
-    both models, where there is one and it lives."""
+    both models, where it is to be used and lives."""
 
     pair: Pair
     engines: Mapping[EngineRole, Engine]
@@ -79,13 +78,18 @@ class Pair:
         return MAKERS[spec.name](order)
 
     def _fused(self, living: Living) -> FusedEngine | None:
-        if self.settings.fused is None:
+        """None where the two do without it."""
+        settings = self.settings
+        if settings.fused is None or not settings.uses_fused:
             return None
-        with contextlib.suppress(EngineUnavailable):  # the two do without it
-            engine = living(self.settings.fused)
-            assert isinstance(engine, FusedEngine)
-            return engine
-        return None
+        try:
+            engine = living(settings.fused)
+        except EngineUnavailable:
+            if settings.mode == "fused":
+                raise
+            return None
+        assert isinstance(engine, FusedEngine)
+        return engine
 
 
 def _nudged(order: Order) -> Writer:
@@ -93,8 +97,16 @@ def _nudged(order: Order) -> Writer:
     base, aligned = order.engines["base"], order.engines["aligned"]
     settings, faster = order.pair.settings, order.pair.faster
     given = base, aligned, order.prompt, order.request, order.nudging
-    if order.fused is not None and can_fuse(order.fused, *given):
-        return Fused(order.fused, *given[2:])
+    if order.fused is not None:
+        refused = unfusable(order.fused, *given)
+        if refused is None:
+            return Fused(order.fused, *given[2:])
+        if settings.mode == "fused":
+            field, why = refused
+            raise InvalidRequest(
+                f"{field!r} {why}, which the one engine of this model can't serve (mode: fused)",
+                param=field,
+            )
     if not can_draft(order.request, base, aligned):
         return Nudged(*given)
     measures = settings.verify == "auto" and "check" in base.info.abilities
@@ -173,7 +185,7 @@ def unfused(
     Args:
         tokenizers, contexts, engines: by engine.
     """
-    if model.fused is None:
+    if model.fused is None or not model.uses_fused:
         return None
     lengths = {name: contexts[name] for name in (model.fused, model.base, model.aligned)}
     if len({*lengths.values()}) > 1:

@@ -44,16 +44,7 @@ def check(
 
 def _of(request: AnswerRequest) -> Iterator[tuple[str, Ability]]:
     """The fields of a request that take an ability."""
-    sampling = request.sampling
-    adjusting = {
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "repetition_penalty": sampling.repetition_penalty != 1,
-        "logit_bias": sampling.logit_bias,
-        "min_tokens": request.min_tokens,
-        "ignore_eos": request.ignore_eos,
-    }
-    yield from ((field, "adjust") for field, asked in adjusting.items() if asked)
+    yield from ((field, "adjust") for field in request.adjusting())
     if request.grammar is not None:
         yield request.grammar.field, "grammar"
     if request.prompt_logprobs or not request.limit:

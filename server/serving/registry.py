@@ -87,6 +87,8 @@ class Registry(Catalog):
         """Whether a request for ``NAME`` that asks for nothing special can be served."""
         model = self.settings.models[name]
         needed = [model.engines[role] for role in model.own.engines]
+        if model.mode == "fused" and model.fused is not None:
+            needed.append(model.fused)
         stands_in = model.degraded == "aligned" and model.own.stands_in
         return self.engines.lives(model.aligned) and (
             stands_in or all(map(self.engines.lives, needed))

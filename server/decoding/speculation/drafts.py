@@ -16,13 +16,19 @@ def share_ids(one: Tokenizer, other: Tokenizer) -> bool:
     return one.shares_ids_with(other) and other.shares_ids_with(one)
 
 
+def bent_by(request: AnswerRequest) -> str | None:
+    """The field of a request by which what comes next depends on more than the text and the
+    likeliest token; None: there is none."""
+    if not request.sampling.greedy:
+        return "temperature"
+    if request.grammar is not None:
+        return request.grammar.field
+    return next(request.adjusting(), None)
+
+
 def can_draft(request: AnswerRequest, base: Engine, aligned: Engine) -> bool:
-    """Whether what comes next depends on the text alone (greedy, and nothing bends the choice),
-    and both models read the same ids."""
-    sampling = request.sampling
-    bent = sampling.penalized or sampling.logit_bias or request.grammar is not None
-    plain = sampling.greedy and not (bent or request.min_tokens or request.ignore_eos)
-    return plain and share_ids(base.info.tokenizer, aligned.info.tokenizer)
+    """Whether what comes next depends on the text alone, and both models read the same ids."""
+    return bent_by(request) is None and share_ids(base.info.tokenizer, aligned.info.tokenizer)
 
 
 def turn_ahead(

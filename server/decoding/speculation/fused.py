@@ -19,7 +19,7 @@ from typing import Literal
 from server.core import AnswerRequest, NudgingConfig, PromptPair, TokenIds
 from server.decoding.handover import read_before, without_last_space
 from server.decoding.nudged import Nudged
-from server.decoding.speculation.drafts import can_draft
+from server.decoding.speculation.drafts import bent_by
 from server.engines.base import Engine, EngineInfo, Token, TurnEnd, TurnParams, look
 from server.engines.fused import Asked, Cost, FusedEngine, Position
 from server.engines.turn import Turn
@@ -33,22 +33,28 @@ EVERYTHING = 2.0
 """A γ with which the aligned model writes everything."""
 
 
-def can_fuse(
+def unfusable(
     engine: FusedEngine,
     base: Engine,
     aligned: Engine,
     prompt: PromptPair,
     request: AnswerRequest,
     config: NudgingConfig,
-) -> bool:
-    """Whether an answer can be written so: as drafts can (`can_draft`), and the engine takes both
-    prompts.
+) -> tuple[str, str] | None:
+    """Why an answer can't be written so: the field of the request, and what is wrong with it. None:
+    it can. As with drafts (`server.decoding.speculation.drafts`) what comes next must depend on the
+    text alone; and the engine must take both prompts.
 
     A look-ahead would have the aligned model write where the base model doesn't follow.
     """
-    if config.end_lookahead or not can_draft(request, base, aligned):
-        return False
-    return takes(engine.longer, prompt, base.info.tokenizer, aligned.info.tokenizer)
+    if config.end_lookahead:
+        return "nudging.end_lookahead", "looks ahead with a model of its own"
+    if field := bent_by(request):
+        return field, "bends the choice of tokens"
+    if not takes(engine.longer, prompt, base.info.tokenizer, aligned.info.tokenizer):
+        longer = max(0, engine.longer)
+        return "messages", f"are more than {longer} tokens longer for the aligned model"
+    return None
 
 
 def takes(longer: int, prompt: PromptPair, base: Tokenizer, aligned: Tokenizer) -> bool:
@@ -267,7 +273,7 @@ class _Half:
 
 
 class Fused(Nudged):
-    """An answer that is written so: `can_fuse` must hold."""
+    """An answer that is written so: one that isn't `unfusable`."""
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from server.core import (
     ConfigError,
     EngineUnavailable,
     Grammar,
+    InvalidRequest,
     Message,
     NudgingConfig,
     SamplingParams,
@@ -101,23 +102,32 @@ async def test_an_answer_that_one_engine_can_write_is_written_by_it():
 
 
 @pytest.mark.parametrize(
-    ("request_", "nudging"),
+    ("request_", "nudging", "field"),
     [
-        (AnswerRequest(SamplingParams(temperature=0.5)), {}),
-        (AnswerRequest(SamplingParams(temperature=0, frequency_penalty=1.0)), {}),
-        (AnswerRequest(SamplingParams(temperature=0, logit_bias=((5, 1.0),))), {}),
-        (AnswerRequest(GREEDY, min_tokens=3), {}),
-        (AnswerRequest(GREEDY, ignore_eos=True), {}),
-        (AnswerRequest(GREEDY, grammar=Grammar('{"type": "object"}')), {}),
-        (AnswerRequest(GREEDY), {"end_lookahead": 4}),
+        (AnswerRequest(SamplingParams(temperature=0.5)), {}, "temperature"),
+        (AnswerRequest(replace(GREEDY, frequency_penalty=1.0)), {}, "frequency_penalty"),
+        (AnswerRequest(replace(GREEDY, presence_penalty=1.0)), {}, "presence_penalty"),
+        (AnswerRequest(replace(GREEDY, repetition_penalty=1.1)), {}, "repetition_penalty"),
+        (AnswerRequest(replace(GREEDY, logit_bias=((5, 1.0),))), {}, "logit_bias"),
+        (AnswerRequest(GREEDY, min_tokens=3), {}, "min_tokens"),
+        (AnswerRequest(GREEDY, ignore_eos=True), {}, "ignore_eos"),
+        (AnswerRequest(GREEDY, grammar=Grammar("{}", field="tools")), {}, "tools"),
+        (AnswerRequest(GREEDY), {"end_lookahead": 4}, "nudging.end_lookahead"),
     ],
 )
-async def test_what_one_engine_cant_is_written_by_the_two(request_, nudging):
+async def test_what_one_engine_cant_is_written_by_the_two_or_refused_by_name(
+    request_, nudging, field
+):
     async with running() as registry:
         made = writer(registry, request_, **nudging)
         assert type(made) is Nudged
         assert made.base.session.length
         assert not registry.engines["both"].asked
+    async with running(mode="fused") as registry:
+        with pytest.raises(InvalidRequest, match=rf"{field}.*mode: fused") as refused:
+            writer(registry, request_, **nudging)
+        assert refused.value.param == field
+        assert type(writer(registry, AnswerRequest(GREEDY))) is Fused
 
 
 LONG = "Be nice. " * (LONGER // 2)
@@ -138,6 +148,18 @@ async def test_while_it_is_dead_the_two_write():
         registry.engines["both"].alive = False
         assert type(writer(registry, AnswerRequest(GREEDY))) is Nudged
         assert registry.state == "degraded"
+    async with running(mode="fused") as registry:
+        registry.engines["both"].alive = False
+        with pytest.raises(EngineUnavailable, match="both"):
+            writer(registry, AnswerRequest(GREEDY))
+        assert registry.state == "engine_unavailable"
+
+
+async def test_two_engines_write_where_they_are_to():
+    async with running(mode="two_engines") as registry:
+        assert type(writer(registry, AnswerRequest(GREEDY))) is Nudged
+        registry.engines["both"].alive = False
+        assert type(writer(registry, AnswerRequest(GREEDY))) is Nudged
 
 
 async def test_an_engine_that_dies_ends_its_answers_by_name():
@@ -185,6 +207,7 @@ async def test_a_pair_that_it_could_never_write_for_is_refused(model, context, s
             "are the drafter's",
         ),
         ({}, {"nudging": {"policy": "reference"}}, "no effect on the policy"),
+        ({}, {"fused": None, "mode": "fused"}, "name it in models.pair.fused"),
     ],
 )
 def test_mistakes_are_told_when_the_configuration_is_read(engines, model, says):
