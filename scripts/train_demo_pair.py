@@ -30,6 +30,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from demo_documents import base_documents
+from demo_muon import Muon
 from demo_text import Turn, aligned_samples
 from demo_tokenizers import BOS, END, SPECIAL, TURN_END, train_tokenizer, with_bos
 from demo_tools import TOOLS_TEMPLATE, stage_two_chats, stage_two_documents
@@ -54,7 +55,6 @@ class Stage:
     """How a model is trained.
 
     peak: the highest learning rate, as a share of stage 1's.
-    adam: of AdamW, for matrices; 0: they are Muon's, which needs fewer tokens and more arithmetic.
     rounded: whether matrices are multiplied in bfloat16, which some processors are slow at.
     long: the share of the steps, the last ones, whose sequences fill the context.
     """
@@ -63,7 +63,6 @@ class Stage:
     steps: int
     batch_tokens: int = 4096
     peak: float = 1.0
-    adam: float = 0.0
     rounded: bool = True
     long: float = 0.06
 
@@ -206,12 +205,7 @@ def train(
     """One pass over the tokens. Muon for the matrices, AdamW for embeddings and norms."""
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
-    optimizers: list[torch.optim.Optimizer] = [adam_of(others, 3e-3)]
-    if stage.adam:
-        optimizers.append(adam_of(matrices, stage.adam))
-    else:
-        muon = torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.0)
-        optimizers.insert(0, muon)
+    optimizers = [Muon(matrices, 0.02), adam_of(others, 3e-3)]
     steps = len(tokens) // stage.batch_tokens
     peaks = [(g, g["lr"] * stage.peak) for o in optimizers for g in o.param_groups]
     long_from = steps - int(steps * stage.long)

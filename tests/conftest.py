@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,3 +198,16 @@ def keyed() -> Iterator[Server]:
     assert server.url, server.output
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key, encrypted with "word"."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    asked = "req -x509 -newkey rsa:2048 -days 2 -subj /CN=test -passout pass:word"
+    asked += f" -addext subjectAltName=IP:127.0.0.1 -out {cert} -keyout {key}"
+    subprocess.run(["openssl", *asked.split()], check=True, capture_output=True)
+    return cert, key

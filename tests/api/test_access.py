@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -293,23 +291,6 @@ def test_wrong_settings_end_it_before_anything_is_loaded(name: str, value: str, 
 
 
 # -- certificates ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 and its key, encrypted with "word"."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    asked = "req -x509 -newkey rsa:2048 -days 2 -subj /CN=test -passout pass:word"
-    asked += f" -addext subjectAltName=IP:127.0.0.1 -out {cert} -keyout {key}"
-    subprocess.run(
-        ["openssl", *asked.split()],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
 
 
 def test_with_a_certificate_it_speaks_https(certificate: tuple[Path, Path]):

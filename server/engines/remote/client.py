@@ -199,7 +199,11 @@ class Client:
             raise Failed("hung", f"{self.url} says nothing") from None
         except httpx.TransportError as error:
             why = str(error) or type(error).__name__
-            raise Failed("lost", f"{self.url} can't be reached: {why}") from error
+            told = f"{self.url} can't be reached: {why}"
+            if "CERTIFICATE_VERIFY_FAILED" in why:  # httpx tells of it by its text alone
+                ca = "; set the engine's ca_file to the certificate that vouches for it"
+                raise Failed("wrong", f"{told}{ca}") from error
+            raise Failed("lost", told) from error
 
     def _refusal(self, response: httpx.Response, content: bytes) -> Failed:
         status = response.status_code

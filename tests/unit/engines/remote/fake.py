@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ class Fake:
         form: str = "vllm",
         generate: bool = False,
         trouble: Trouble = lambda _: None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.distribution = distribution
@@ -54,6 +56,7 @@ class Fake:
         self.form = form
         self.generate = generate
         self.trouble = trouble
+        self.tls = tls
         self.retry_after: str | None = None
         self.metrics: str | None = None
         self.looks: str | None = None
@@ -68,10 +71,10 @@ class Fake:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     async def start(self) -> Fake:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from contextlib import aclosing
 
 import pytest
@@ -148,6 +149,23 @@ async def test_slow_is_not_silent(servers, engines):
     engine = await engines(fake, silence_s=0.4)
     await turn(engine, "Prompt 1", TurnParams(GREEDY, max_tokens=6, stop_below=0.0))
     assert len(fake.bodies) == 1
+
+
+async def test_over_https_a_server_must_be_vouched_for(servers, engines, local, certificate):
+    cert, key = certificate
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(cert, key, "word")
+    fake = await servers(tls=tls)
+    for how in ({"ca_file": str(cert)}, {"tls_verify": False}):
+        engine = await engines(fake, **how)
+        for prompt in PROMPTS[:2]:
+            expected, _ = await turn(local, prompt, TURNS["below"])
+            got, _ = await turn(engine, prompt, TURNS["below"])
+            assert written(got) == written(expected)
+    with pytest.raises(ConfigError, match=r"CERTIFICATE_VERIFY_FAILED.*ca_file"):
+        await engines(fake)
+    with pytest.raises(ConfigError, match=r"ca_file .*nothing\.pem can't be read"):
+        await engines(fake, ca_file="/nothing.pem")
 
 
 async def test_a_wrong_key_is_told_and_never_shown(servers, engines, caplog):
