@@ -10,6 +10,7 @@ as a whole where that is faster than item by item, and never further than to its
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -102,6 +103,9 @@ def _token_ids(value: list[Any], info: ValidationInfo) -> list[int]:
     return token_ids(value, info.field_name or "")
 
 
+SESSION = re.compile(r"[!-~]{1,256}")
+"""What a client may call a session: it goes into headers of requests to engines elsewhere."""
+SessionName = Annotated[str, Field(pattern=f"^{SESSION.pattern}$")]
 ModelName = Annotated[str, Field(min_length=1)]
 WHOLE = BeforeValidator(_whole)
 Whole = Annotated[int, WHOLE]

@@ -20,6 +20,7 @@ from server.api.body import body_schema, json_text
 from server.api.dialect import Dialect
 from server.api.dialects import DIALECTS
 from server.api.errors import ApiError
+from server.api.fields import SESSION
 from server.api.limits import check_request
 from server.api.prompts import rendered, seen
 from server.api.respond import Answers, respond
@@ -71,6 +72,7 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
         parser = _parser(registry, served, ask, pairs)
         marked = parser is not Plain
         answer = ask.request(served.sampling, grammar, served.stop, marked=marked)
+        answer = replace(answer, session=answer.session or _session(request))
         writers = await _read_text(
             ask, lambda: _writers(registry, served, ask, pairs, answer, nudging)
         )
@@ -92,6 +94,15 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
         return response
 
     return endpoint
+
+
+def _session(request: Request) -> str | None:
+    """By its header, as routers have it. Raises `ApiError`."""
+    name = request.headers.get("x-session-id")
+    if name and not SESSION.fullmatch(name):
+        told = "'X-Session-ID' must be 1 to 256 visible characters of ASCII"
+        raise ApiError(400, told, param="session_id")
+    return name or None
 
 
 def _offers_tools(ask: Ask) -> bool:

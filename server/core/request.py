@@ -114,6 +114,8 @@ class AnswerRequest:
     grammar: what the answer as a whole must match.
     marked: whether it is marked up, with calls or thoughts: a model reads the other one's marks as
         its own.
+    session: a client's name for what belongs together, where engines run elsewhere: what is asked
+        with one name goes to the same server.
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -127,6 +129,7 @@ class AnswerRequest:
     traced: bool = True
     grammar: Grammar | None = None
     marked: bool = False
+    session: str | None = None
 
     @property
     def limit(self) -> int:

@@ -329,3 +329,6 @@ class Replicated(Protocol):
     @property
     def servers(self) -> Mapping[str, Replica]:
         """By their urls."""
+
+    def within(self, session: str) -> Engine:
+        """This engine, for answers that a client says belong together."""

@@ -33,7 +33,7 @@ from server.decoding.parsing import Parser, Plain
 from server.decoding.strategies import Pair, misfits, unfused
 from server.decoding.stream import Writer
 from server.decoding.thinking import Thinking
-from server.engines.base import Engine, EngineInfo
+from server.engines.base import Engine, EngineInfo, Replicated
 from server.policies import POLICIES, EngineRole, PolicySpec
 from server.serving import needs
 from server.serving.catalog import Catalog, Served
@@ -256,13 +256,16 @@ class Registry(Catalog):
         mixed = served.role == "nudged" and not served.degraded
         self._check(served, request, POLICIES[nudging.policy] if mixed else None)
         if served.degraded:
-            writer = Alone(self._engine(served.name, "aligned"), "aligned", prompt.aligned, request)
+            engine = self._within(request, self.engine_of(served.name, "aligned"))
+            writer = Alone(engine, "aligned", prompt.aligned, request)
             self.degraded_answers[served.name] += 1
             return writer
         if served.role == "nudged":
-            return self._pairs[served.name].writer(self.engines.living, prompt, request, nudging)
+            living = partial(self._within, request)
+            return self._pairs[served.name].writer(living, prompt, request, nudging)
         text = prompt.base if served.role == "base" else prompt.aligned
-        return Alone(self._engine(served.name, served.role), served.role, text, request)
+        engine = self._within(request, self.engine_of(served.name, served.role))
+        return Alone(engine, served.role, text, request)
 
     def _check(self, served: Served, request: AnswerRequest, policy: PolicySpec | None) -> None:
         """Raises `InvalidRequest` for what who answers can't do."""
@@ -291,7 +294,7 @@ class Registry(Catalog):
         self._expect_ready()
         self._check(served, request, None)
         assert served.role != "nudged"
-        engine = self._engine(served.name, served.role)
+        engine = self._within(request, self.engine_of(served.name, served.role))
         spelled: str | None = None
         if not isinstance(prompt, str):
             unknown = [token for token in prompt if not 0 <= token < engine.info.tokenizer.size]
@@ -309,6 +312,13 @@ class Registry(Catalog):
         """For whoever measures. Raises `EngineUnavailable`."""
         self._expect_ready()
         return self._engine(served.name, role)
+
+    def _within(self, request: AnswerRequest, name: str) -> Engine:
+        """The engine of a name, as it writes one answer. Raises `EngineUnavailable`."""
+        engine = self.engines.living(name)
+        if request.session is not None and isinstance(engine, Replicated):
+            return engine.within(request.session)
+        return engine
 
     def _engine(self, name: str, role: Literal["base", "aligned"]) -> Engine:
         """Raises `EngineUnavailable` where it is dead."""

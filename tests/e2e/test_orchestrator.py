@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -91,6 +92,7 @@ async def test_it_serves_engines_elsewhere_without_vllm_and_torch(
             deltas = [json.loads(event)["choices"] for event in events]
             text = "".join(c[0]["delta"].get("content") or "" for c in deltas if c)
             assert text == STORY
+            await sessions_go_along(client, engines, body)
             metrics = (await client.get("/metrics")).text
             assert f'nudge_replica_up{{engine="base",url="{engines["base"].url}"}} 1.0' in metrics
             await engines["base"].kill()
@@ -106,3 +108,33 @@ async def test_it_serves_engines_elsewhere_without_vllm_and_torch(
             assert said["choices"][0]["message"]["content"] == STORY
     finally:
         server.stop()
+
+
+async def sessions_go_along(
+    client: httpx.AsyncClient, engines: dict[str, Fake], body: dict[str, Any]
+) -> None:
+    """What a client calls a session is in each request to either engine: of a field, or a header
+    in any dialect."""
+
+    async def told(path: str, body: dict[str, Any], header: str | None = None) -> set[str]:
+        for fake in engines.values():
+            fake.headers.clear()
+        headers = {} if header is None else {"X-Session-ID": header}
+        answered = await client.post(path, json=body, headers=headers)
+        assert answered.status_code == 200, answered.text
+        assert all(fake.headers for fake in engines.values())
+        return {headers["x-session-id"] for fake in engines.values() for headers in fake.headers}
+
+    chat, asked = "/v1/chat/completions", {"model": "fox", "input": "Tell me a story."}
+    assert await told(chat, body | {"session_id": "one"}) == {"one"}
+    assert await told(chat, body, "two") == {"two"}
+    assert await told(chat, body | {"session_id": "one"}, "two") == {"one"}
+    assert await told("/v1/responses", asked, "three") == {"three"}
+    assert not await told(chat, body) & {"one", "two", "three"}
+    for wrong in (
+        await client.post(chat, json=body | {"session_id": "a\nb"}),
+        await client.post(chat, json=body | {"session_id": ""}),
+        await client.post(chat, json=body, headers={"X-Session-ID": "a b"}),
+    ):
+        assert wrong.status_code == 400
+        assert wrong.json()["error"]["param"] == "session_id"

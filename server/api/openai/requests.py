@@ -18,6 +18,7 @@ from server.api.fields import (
     ModelName,
     Neutral,
     Probability,
+    SessionName,
     Strict,
     TokenIdList,
     Whole,
@@ -100,6 +101,7 @@ class Generation(Strict):
     response_format: Annotated[Format | None, Field(discriminator="type")] = None
     structured_outputs: StructuredOutputs | None = None
     priority: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] | None = None
+    session_id: SessionName | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     nudging: NudgingOptions | None = None
@@ -178,6 +180,7 @@ class Generation(Strict):
             stop_token_ids=tuple(dict.fromkeys(self.stop_token_ids or ())),
             top_logprobs=self.top,
             traced=self.trace,
+            session=self.session_id,
         )
 
     def _max_tokens(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Which conversation an answer goes on with, told by its prompt: clients don't say.
+"""Which conversation an answer goes on with: told by its prompt, where its client doesn't say.
 
 The next turn of a conversation has a prompt that begins with the whole one of the turn before, and
 the server that answered that has it in its cache. Knows: prompts of late. Does not know: whether
@@ -32,9 +32,16 @@ class Place:
 class Conversations:
     _kept: OrderedDict[tuple[int, tuple[int, ...]], Place] = field(default_factory=OrderedDict)
     _begun: Counter[int] = field(default_factory=Counter)
+    _named: OrderedDict[str, Place] = field(default_factory=OrderedDict)
 
-    def keep(self, prompt: TokenIds, place: Place) -> None:
-        """An answer to it was written there."""
+    def keep(self, prompt: TokenIds, place: Place, named: str | None = None) -> None:
+        """An answer to it was written there. ``named``: by its client, as part of what."""
+        if named is not None:
+            self._named[named] = place
+            self._named.move_to_end(named)
+            if len(self._named) > KEPT:
+                self._named.popitem(last=False)
+            return
         *_, (at, blocks) = _blocks(prompt)
         found = (blocks, tuple(prompt[at:]))
         if found not in self._kept:
@@ -44,8 +51,11 @@ class Conversations:
         if len(self._kept) > KEPT:
             self._forget(next(iter(self._kept)))
 
-    def take(self, prompt: TokenIds) -> Place | None:
-        """Of the longest one that it goes on with; which nobody else goes on with then."""
+    def take(self, prompt: TokenIds, named: str | None = None) -> Place | None:
+        """Of what has that name; or of the longest one that it goes on with, which nobody else goes
+        on with then."""
+        if named is not None:
+            return self._named.get(named)
         for at, blocks in reversed(list(_blocks(prompt))):
             if blocks in self._begun:
                 for end in range(min(at + _BLOCK, len(prompt)) - 1, at - 1, -1):

@@ -19,9 +19,14 @@ from server.engines.remote.session import Core, RemoteSession
 class RemoteEngine:
     """Made by `server.engines.remote.starting`."""
 
-    def __init__(self, core: Core, http: httpx.AsyncClient) -> None:
+    def __init__(self, core: Core, http: httpx.AsyncClient, session: str | None = None) -> None:
+        """``session``: of the clients whose answers are written here; None: they don't say."""
         self._core = core
         self._http = http
+        self._session = session
+
+    def within(self, session: str) -> RemoteEngine:
+        return RemoteEngine(self._core, self._http, session)
 
     @property
     def info(self) -> EngineInfo:
@@ -47,7 +52,7 @@ class RemoteEngine:
         }
 
     def open(self, prompt: TokenIds) -> RemoteSession:
-        return RemoteSession(self._core, prompt)
+        return RemoteSession(self._core, prompt, self._session)
 
     async def check_health(self) -> None:
         if not self.alive:

@@ -44,14 +44,16 @@ class Core:
 class RemoteSession:
     """See `server.engines.base.Session`."""
 
-    def __init__(self, core: Core, prompt: TokenIds) -> None:
+    def __init__(self, core: Core, prompt: TokenIds, named: str | None = None) -> None:
+        """``named``: what it belongs to, as a client says; None: its prompt tells."""
         self._core = core
+        self._named = named
         self._ids = list(prompt)
         self._prompt = list(prompt)
         self._key = uuid.uuid4().hex  # of no other session of any orchestrator
-        before = core.conversations.take(prompt)
+        before = core.conversations.take(prompt, named)
         self._liked = None if before is None else before.replica
-        self._together = self._key if before is None else before.key
+        self._together = named or (self._key if before is None else before.key)
         self._turn: AsyncGenerator[Token | TurnEnd] | None = None
         self._at: Replica | None = None  # whose cache has what was read
         self._unread = len(prompt)
@@ -210,7 +212,8 @@ class RemoteSession:
                 await self._turn.aclose()
         finally:
             if self._at is not None:
-                self._core.conversations.keep(self._prompt, Place(self._at, self._together))
+                place = Place(self._at, self._together)
+                self._core.conversations.keep(self._prompt, place, self._named)
             self._leave()
 
 

@@ -190,6 +190,22 @@ async def test_a_conversation_stays_where_its_last_answer_was_written(servers, e
     assert all(len(each) == 1 for each in sessions_of.values()), "to a router it is one session"
 
 
+async def test_what_a_client_calls_one_session_stays_together_whatever_is_said(servers, engines):
+    fakes = [await servers() for _ in range(3)]
+    engine = await engines(*fakes)
+    for turns in range(3):
+        for group in ("abc",) if not turns else "abc":  # all at once at first, on all servers
+            sessions = [engine.within(name).open([70 + turns, 72]) for name in group]
+            for session in sessions:
+                await collect(session, TurnParams(GREEDY, max_tokens=1))
+            for session in sessions:
+                await session.aclose()
+    for fake in fakes:
+        assert len(fake.bodies) == 3
+        assert len({headers["x-session-id"] for headers in fake.headers}) == 1
+    assert {fake.headers[0]["x-session-id"] for fake in fakes} == {"a", "b", "c"}
+
+
 async def test_a_conversation_goes_elsewhere_where_its_server_has_much_more_to_do(servers, engines):
     fakes = [await servers(step_s=0.01) for _ in range(2)]
     engine = await engines(*fakes)
