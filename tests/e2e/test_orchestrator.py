@@ -16,15 +16,6 @@ from server.text.tokenizer import Tokenizer
 from tests.conftest import DEMO, Server, serve
 from tests.unit.engines.remote.fake import Fake
 
-ABSENT = ("torch", "vllm", "triton", "datasets", "matplotlib")
-
-HIDE = f"""
-import sys
-for name in {ABSENT!r}:
-    sys.modules[name] = None  # as if it weren't installed
-"""
-
-
 STORY = "Once upon a time there was a fox."
 UNSURE = range(9, 16)
 """Where in it the base model is not sure."""
@@ -66,7 +57,6 @@ async def until_ready(client: httpx.AsyncClient, status: int) -> None:
 async def test_it_serves_engines_elsewhere_without_vllm_and_torch(
     engines: dict[str, Fake], tmp_path: Path
 ):
-    (tmp_path / "sitecustomize.py").write_text(HIDE)
     config = {
         "engines": {
             name: {"backend": "remote", "model": name, "url": fake.url}
@@ -75,11 +65,10 @@ async def test_it_serves_engines_elsewhere_without_vllm_and_torch(
         "models": {"fox": {"base": "base", "aligned": "aligned", "sampling": {"temperature": 0}}},
     }
     (tmp_path / "nudge.yaml").write_text(yaml.safe_dump(config))
-    server: Server = await asyncio.to_thread(
-        serve, "--config", str(tmp_path / "nudge.yaml"), env={"PYTHONPATH": str(tmp_path)}
-    )
+    server: Server = await asyncio.to_thread(serve, "--config", str(tmp_path / "nudge.yaml"))
     try:
         assert server.url, server.output
+        assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
         async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=60) as client:
             assert (await client.get("/ready")).json() == {"status": "ready"}
             asked = [{"role": "user", "content": "Tell me a story."}]
