@@ -52,6 +52,13 @@ REPLAYED = [BASE, AUTHORS, REQUESTS, RESUMABLE]
 out = Console(highlight=False)
 
 
+def chosen(systems: list[System], begin: list[str]) -> list[System]:
+    """Those whose names begin so, or all; the base model alone, which they are measured by, too."""
+    return [
+        each for each in systems if each is BASE or not begin or each.name.startswith(tuple(begin))
+    ]
+
+
 async def compare(
     registry: Registry,
     pair: pairs.Pair,
@@ -168,15 +175,17 @@ async def bench(args: argparse.Namespace) -> None:
             try:
                 shares = args.shares if name == "random" else args.shares[:1]
                 if args.here:
-                    mine = await compare(registry, pair, args, shares, SYSTEMS[name])
+                    systems = chosen(SYSTEMS[name], args.systems)
+                    mine = await compare(registry, pair, args, shares, systems)
                     rows += mine
-                    if name == "random":
+                    if name == "random" and not args.systems:
                         rows += await replayed(registry, pair, args)
                         about[f"{pair.name}, replayed"] = "schedules of the authors' public answers"
                         extra["lengths"] = await lengths(registry, pair, mine[0].gamma)
                 if name == "random" and args.elsewhere:
                     async with running(pair, Path(folder), WAYS) as there:
-                        found = await compare(registry, pair, args, args.shares, ELSEWHERE, there)
+                        systems = chosen(ELSEWHERE, args.systems)
+                        found = await compare(registry, pair, args, args.shares, systems, there)
                     rows += [replace(row, pair=f"{pair.name}, elsewhere") for row in found]
                     about[f"{pair.name}, elsewhere"] = "the same models on two `vllm serve`"
             finally:
@@ -218,6 +227,7 @@ def main() -> None:
     add = parser.add_argument
     names = ["random", "deepened", "demo"]
     add("--pairs", nargs="*", default=names[:2], choices=names)
+    add("--systems", nargs="+", default=[], help="only those whose names begin so: C: B-remote")
     add("--shares", nargs="+", type=float, default=[0.1, 0.3], help="of nudged tokens")
     add("--streams", nargs="+", type=int, default=[1, 16], help="answers at once")
     add("--answers", type=int, default=4, help="in a run, at least one for each stream")
