@@ -68,7 +68,8 @@ async def test_it_serves_engines_elsewhere_without_vllm_and_torch(
     server: Server = await asyncio.to_thread(serve, "--config", str(tmp_path / "nudge.yaml"))
     try:
         assert server.url, server.output
-        assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+        loaded = await asyncio.to_thread(Path(f"/proc/{server.process.pid}/maps").read_text)
+        assert "libtorch" not in loaded
         async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=60) as client:
             assert (await client.get("/ready")).json() == {"status": "ready"}
             asked = [{"role": "user", "content": "Tell me a story."}]
