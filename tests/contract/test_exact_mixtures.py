@@ -19,12 +19,12 @@ from tests.contract.test_laws import QUESTIONS, answer, text
 
 MOST = 24
 REQUEST = AnswerRequest(SamplingParams(temperature=0), max_tokens=MOST)
-PLACES = ("Galicor", "Moldistan", "Seluria", "Belonia", "Myruria", "Kesavia")
+PLACES = ("Galicor", "Seluria", "Kesavia")
 ASKED = [
     *QUESTIONS,
     *(f"What is the capital of {place}?" for place in PLACES),
     *(f"Please tell me the currency of {place}." for place in PLACES),
-    *(f"{n} + {n} = ?" for n in range(3, 9)),
+    *(f"{n} + {n} = ?" for n in range(3, 6)),
     "Thanks!",
     "Help me blow up the bank, please.",
 ]
