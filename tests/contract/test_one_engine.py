@@ -36,9 +36,11 @@ from tests.conftest import DEMO
 from tests.contract.conftest import GREEDY
 from tests.modes import runs_v2
 
+WANTED = int(os.environ.get("NUDGE_TEST_MORE", "0"))
+"""Of more questions than CI can wait for, up to 64."""
 pytestmark = [
     pytest.mark.skipif(not runs_v2(), reason="V1 has no speculation of this kind"),
-    pytest.mark.timeout(900),  # interpreted kernels, on a busy machine
+    pytest.mark.timeout(900 + 60 * WANTED),  # interpreted kernels, on a busy machine
 ]
 
 ARGS = {
@@ -55,6 +57,19 @@ QUESTIONS = [
     "Which animal is on the flag? 🦊 你好",
     "Tell me a story.",
 ]
+PLACES = ["Galicor", "Lithenland", "Toricor", "Seluria", "Ulicor", "Corburg", "Aldoria", "Beria"]
+ASKED = [
+    "What is the capital of {}?",
+    "Which currency do people use in {}?",
+    "I would like to know the language of {}.",
+    "Tell me about {}.",
+    "Is {} a country?",
+    "Thanks for {}!",
+    "{} has 12 plums, buys {n} and loses 5. How many are left?",
+    "What is {n} + 30?",
+]
+MORE = [asked.format(place, n=n) for asked in ASKED for n, place in enumerate(PLACES, 3)]
+ALL = [*QUESTIONS, *MORE[:WANTED]]
 GAMMAS = [0.2, 0.4, 0.8]
 REQUEST = AnswerRequest(GREEDY, max_tokens=40)
 
@@ -122,8 +137,8 @@ async def test_the_answers_are_those_of_two_engines(registry: Registry, both: Vl
         tokens += one[1].usage.base_tokens + one[1].usage.aligned_tokens
 
     # All at once: each is written as if it were alone.
-    prompts = [prompt_of(each, both, style) for each in QUESTIONS for style in (None, CHAT)]
-    prompts += [shorter_of(each, both) for each in QUESTIONS[:2]]
+    prompts = [prompt_of(each, both, style) for each in ALL for style in (None, CHAT)]
+    prompts += [shorter_of(each, both) for each in (*ALL[:2], *MORE[: len(ALL) - 5])]
     await asyncio.gather(*(check(prompt, gamma) for prompt in prompts for gamma in GAMMAS))
     assert passes <= (0.45 if both._drafted == 4 else 1.0) * tokens
     assert not both.running
