@@ -29,10 +29,12 @@ def tokens(completion: vllm.CompletionOutput, top: int) -> list[Token]:
 
 
 def _with_all(number: int, logprobs: FlatLogprobs, start: int, end: int) -> Token:
-    """A position with all its tokens, in front of which the one sampled is told once more."""
-    ids = np.array(logprobs.token_ids[start + 1 : end], np.int64)
-    values = np.array(logprobs.logprobs[start + 1 : end], np.float64)
-    return Token(number, logprobs.logprobs[start], Distribution(ids, values))
+    """A position with all its tokens, in front of which the one sampled is told once more; but
+    where vLLM has merged two outputs, for a reader that was slow, it is told there alone."""
+    ids = np.array(logprobs.token_ids[start:end], np.int64)
+    values = np.array(logprobs.logprobs[start:end], np.float64)
+    twice = int((ids[1:] == ids[0]).any())
+    return Token(number, logprobs.logprobs[start], Distribution(ids[twice:], values[twice:]))
 
 
 def positions(logprobs: Any) -> Iterator[dict[int, float]]:
