@@ -161,7 +161,12 @@ async def bench(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = {
             "random": lambda: pairs.random(
-                Path(folder), args.width, args.layers, args.ratio, dtype=args.dtype
+                Path(folder),
+                args.width,
+                args.layers,
+                args.ratio,
+                dtype=args.dtype,
+                kv_cache_memory_bytes=args.cache_mib * 2**20,
             ),
             "deepened": lambda: pairs.deepened(Path(folder), args.depth),
             "demo": pairs.demo,
@@ -236,6 +241,7 @@ def main() -> None:
     add("--layers", type=int, default=8, help="layers of the random base model")
     add("--ratio", type=int, default=8, help="weights of the random base model over the aligned's")
     add("--dtype", default="float32", help="of the random pair")
+    add("--cache-mib", type=int, default=512, help="KV cache of either of the random pair")
     add("--depth", type=int, default=64, help="layers of the deepened base model")
     yes = argparse.BooleanOptionalAction
     add("--here", action=yes, default=True, help="engines in this process")

@@ -13,6 +13,11 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from server.config import Settings
+from server.engines.vllm import build
+
+AT_ONCE = 80
+"""Requests of an engine: 64 answers', and the eighth that is left to those that can be preempted
+(`server.engines.vllm.resumable.Capacity`)."""
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 
@@ -116,7 +121,11 @@ def _save(folder: Path, model: LlamaForCausalLM, tokenizer: Path) -> int:
 def _settings(base: Path, aligned: Path, engine: dict[str, Any]) -> Settings:
     engine = {"dtype": "float32", "max_model_len": 2048, **engine}
     engine.setdefault("kv_cache_memory_bytes", 512 * 2**20)
-    engine["args"] = {"max_num_seqs": 64} | engine.get("args", {})
+    own: dict[str, Any] = {"max_num_seqs": AT_ONCE}
+    found = build.installed()
+    if not (found and build.stops_in_flight(found.version)):
+        own["async_scheduling"] = False  # else no request would be kept between turns
+    engine["args"] = own | engine.get("args", {})
     return Settings(
         engines={
             "base": {"model": str(base), **engine},

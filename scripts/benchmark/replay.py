@@ -83,7 +83,7 @@ async def replay(
                 elif system.policy == "reference":
                     await _authors(*sides, spans)
                 else:
-                    await _turns(*sides, spans)
+                    await turns(*sides, spans)
                 usages.append(
                     Usage(
                         base_tokens=sum(words) if system.role else words[1],
@@ -105,7 +105,7 @@ async def replay(
     return done
 
 
-async def _turns(base: Session, aligned: Session, spans: Sequence[Span]) -> None:
+async def turns(base: Session, aligned: Session, spans: Sequence[Span]) -> None:
     """As the server does it: each turn ends with a position that is looked at and not taken."""
     for nudge, span in spans:
         await base.extend(await _taken(aligned, nudge + 1, nudge))

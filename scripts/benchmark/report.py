@@ -53,7 +53,7 @@ def write(
     }
     files[0].write_text(json.dumps(everything, indent=1) + "\n")
     files[1].write_text(_markdown(rows, found_on, args, date, files[2].name))
-    _plot(rows, files[2])
+    draw(rows, files[2])
     return files
 
 
@@ -176,7 +176,7 @@ def _http(found_on: Mapping[str, Any]) -> list[str]:
     return [*lines, "", f"Memory of this server's process, without its engines: {memory}."]
 
 
-def _plot(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[Row], path: Path) -> None:
     """Ratios as bars: a panel for each pair and share, a group for each number of streams. The
     aligned model alone is another scale."""
     mpl.rcParams["svg.hashsalt"] = "nudge"  # the same figures give the same file
