@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
+import importlib
 import json
 import os
 import re
@@ -35,6 +36,16 @@ from scripts.gpu.parts import DONE, OWN, PARTS, ROOT, SIZE, STEPS, cache_bytes
 LIMIT_S = 540
 KEPT = 4000
 """Characters at the end of what a part said."""
+
+OWN_PARTS = {
+    "steps": "measure:steps",
+    "waits": "measure:waits",
+    "memory": "measure:memory",
+    "machine": "measure:machine",
+    "handover": "handover:measure",
+    "guide": "guide:measure",
+}
+"""What measures here: module and function, by the flag that a process of its own is given."""
 
 
 @contextmanager
@@ -110,10 +121,8 @@ def results() -> list[dict[str, Any]]:
 
 def _own(name: str) -> Any:
     """What a part of this package finds, in the process that is for it."""
-    from scripts.gpu import guide, handover, measure
-
-    own = {"handover": handover.measure, "guide": guide.measure}
-    return asyncio.run((own.get(name) or getattr(measure, name))())
+    module, function = OWN_PARTS[name].split(":")
+    return asyncio.run(getattr(importlib.import_module(f"scripts.gpu.{module}"), function)())
 
 
 def main() -> None:
@@ -123,7 +132,7 @@ def main() -> None:
     add("--width", type=int, default=2048, help="hidden size of the base model that is made")
     add("--layers", type=int, default=24, help="its layers (2048 × 24: 2.4 GB in bfloat16)")
     add("--report", action="store_true", help="write docs/benchmarks/gpu.md, of a GPU's results")
-    for name in ("steps", "waits", "memory", "handover", "guide", "machine"):
+    for name in OWN_PARTS:
         add(f"--{name}", dest="own", action="store_const", const=name, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.own:

@@ -26,7 +26,7 @@ from typing import Any
 
 from scripts.gpu import engines
 from server.core import TokenIds
-from server.engines.base import Session, Token, TurnEnd, TurnParams, collect
+from server.engines.base import Engine, Session, Token, TurnEnd, TurnParams, collect
 from server.engines.vllm.engine import VllmEngine
 
 UNCERTAIN = 0.3
@@ -65,7 +65,7 @@ async def measure() -> dict[str, Any]:
             for streams in engines.rows():
                 to = Times(), Times()
                 given = gamma, max(2, count // 10), to
-                await asyncio.gather(*(_answer((base, aligned), n, *given) for n in range(streams)))
+                await asyncio.gather(*(answer((base, aligned), n, *given) for n in range(streams)))
                 base_ms, aligned_ms = [
                     await engines.step_ms(each, streams, count, stop_below=0.0)
                     for each in (base, aligned)
@@ -90,13 +90,10 @@ async def _gamma(base: VllmEngine, tokens: int) -> float:
     return sorted(found)[int(len(found) * UNCERTAIN)]
 
 
-async def _answer(
-    pair: tuple[VllmEngine, VllmEngine],
-    row: int,
-    gamma: float,
-    rounds: int,
-    to: tuple[Times, Times],
+async def answer(
+    pair: tuple[Engine, Engine], row: int, gamma: float, rounds: int, to: tuple[Times, Times]
 ) -> None:
+    """So many turns of either model; ``to``: the times of the base model's, and the aligned's."""
     sides = [each.open(engines.prompt(row)) for each in pair]
     turns = (
         TurnParams(engines.GREEDY, max_tokens=LONGEST, stop_below=gamma),
