@@ -30,12 +30,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from scripts.gpu import report
 from scripts.gpu.parts import DONE, OWN, PARTS, ROOT, SIZE, STEPS, cache_bytes
 
 LIMIT_S = 540
-KEPT = 4000
-"""Characters at the end of what a part said."""
+KEPT = 2000
+"""Characters at the end of what a part said that are with its result; all are in a file beside."""
 
 OWN_PARTS = {
     "steps": "measure:steps",
@@ -94,6 +93,7 @@ def do(name: str, on: dict[str, Any], width: int, layers: int) -> dict[str, Any]
             code, said, found = _run(command, env | more)
     except (OSError, subprocess.SubprocessError) as error:  # there is no MPS, for instance
         code, said, found = 127, str(error), None
+    (DONE / f"{name}.log").write_text(said, "utf-8")
     if part.rows is not None and code == 0:
         found = {"rows": json.loads(part.rows.read_text("utf-8"))["rows"]}
     if part.names and code == 0:
@@ -139,6 +139,8 @@ def main() -> None:
         print(json.dumps(_own(args.own)))
         return
     if args.report:
+        from scripts.gpu import report  # not in each engine's process, which imports this file
+
         there = report.write(results(), ROOT)
         if not there:
             sys.exit("there are no results: run some parts first")
