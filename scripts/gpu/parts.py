@@ -24,10 +24,6 @@ STEPS = "NUDGE_GPU_STEPS"
 RATIO = 8
 """Weights of the base model over the aligned model's."""
 
-PAIRED = ("base", "aligned", "aligned-1k")
-UNSCHEDULED = {f"NUDGE_ENGINES__{name}__ARGS__ASYNC_SCHEDULING": "false" for name in PAIRED}
-"""Asynchronous scheduling off, for the engines of tests/pairs.yaml."""
-
 
 def cache_bytes(width: int, layers: int) -> int:
     """KV cache of 64 answers of some 500 tokens, and of two contexts of 2,048: in 16 bits, keys and
@@ -64,7 +60,8 @@ def _contract(scheduled: bool) -> tuple[str, ...]:
     found = build.installed()
     kept = not scheduled or (found is not None and build.stops_in_flight(found.version))
     files = ("tests/contract/test_engine.py", "tests/contract/test_resumable.py")
-    return _tests(*files[: 1 + kept])
+    plugin = () if scheduled else ("-p", "scripts.gpu.unscheduled")
+    return _tests(*plugin, *files[: 1 + kept])
 
 
 def _bench(name: str, what: str, streams: int, env: tuple[tuple[str, str], ...] = ()) -> Part:
@@ -88,7 +85,7 @@ PARTS = {
     "contract-sync": Part(
         "the same without asynchronous scheduling",
         _contract(False),
-        SAME + tuple(UNSCHEDULED.items()),
+        SAME,
     ),
     "waits": Part(
         "what waits for the GPU in a step",

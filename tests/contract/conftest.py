@@ -20,6 +20,7 @@ from server.engines.base import Engine, EngineInfo, Session, Token, TurnEnd, Tur
 from server.engines.remote import starting
 from server.engines.remote.backend import RemoteSettings
 from server.engines.scripted import ScriptedEngine
+from server.engines.vllm import build
 from server.engines.vllm.engine import VllmEngine
 from server.serving.registry import Registry
 from server.text.tokenizer import Tokenizer
@@ -127,8 +128,11 @@ async def run(session: Session, params: TurnParams) -> tuple[list[Token], TurnEn
 
 
 def ahead(engine: Engine) -> int:
-    """Steps that are in flight behind one that ends a turn."""
-    return int(isinstance(engine, VllmEngine) and schedules_ahead())
+    """Steps that are in flight behind one that ends a turn: on the CPU as the mode has it."""
+    if not isinstance(engine, VllmEngine):
+        return 0
+    found = build.installed()
+    return int(schedules_ahead()) if found is None or found.cpu else engine._core.ahead
 
 
 def opened(engine: Engine, prompt: str) -> Session:
