@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -83,8 +84,15 @@ async def answer(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[Any, 
 
 async def idle(client: httpx.AsyncClient, within_s: float) -> None:
     async with asyncio.timeout(within_s):
-        while "nudge_num_requests_running 0.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110
+        while await running(client):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
+
+
+async def running(client: httpx.AsyncClient) -> float:
+    text = (await client.get("/metrics")).text
+    found = re.findall(r"^vllm:num_requests_running\{\S* (\S+)", text, re.M)
+    assert found
+    return sum(map(float, found))
 
 
 async def test_64_answers_at_once_are_those_that_two_engines_write(client: httpx.AsyncClient):
@@ -104,6 +112,7 @@ async def test_a_client_that_leaves_frees_the_engine(client: httpx.AsyncClient):
     body = question("one", "Tell me a story.", stream=True, nudging={"gamma": 0.01}, max_tokens=400)
     async with client.stream("POST", CHAT, json=body) as streamed:
         await read_events(streamed.aiter_lines(), 3)
+        assert await running(client) == 1
     await idle(client, 30)  # a step takes half a second
     assert await answer(client, question("one", QUESTIONS[0]))
 

@@ -145,6 +145,22 @@ def _interpreted(backends: Any) -> None:
     backends.backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
 
 
+def _masks(interpreter: Any) -> None:
+    """``triton.runtime.interpreter``: a mask of one place is computed as a number, and its compiled
+    half takes truth values alone. (vLLM's search for n-grams has one.)"""
+    builder = interpreter.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def true(mask: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return mask
+
+    builder.create_masked_load = lambda self, ptrs, mask, *rest: load(self, ptrs, true(mask), *rest)
+    builder.create_masked_store = lambda self, ptrs, value, mask, *rest: store(
+        self, ptrs, value, true(mask), *rest
+    )
+
+
 def _cut_by_torch(sampler: Any) -> None:
     """``vllm.v1.sample.ops.topk_topp_sampler``: the interpreter can't run this one kernel of it."""
     sampler.HAS_TRITON = False
@@ -157,6 +173,7 @@ PATCHES: dict[str, dict[str, Patch]] = {
     },
     "v2": {
         "triton.backends": _interpreted,
+        "triton.runtime.interpreter": _masks,
         "vllm.v1.sample.ops.topk_topp_sampler": _cut_by_torch,
     },
 }
