@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from server.api.anthropic.messages import Messages
@@ -45,8 +46,20 @@ def install(app: FastAPI) -> None:
     foresaw goes on to `server.api.middleware.Failures`."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
-        return refusal(as_api_error(error), request.scope)
+        failure = as_api_error(error)
+        if failure.status == 405:
+            failure.headers["Allow"] = _allowed(failure, request)
+        return refusal(failure, request.scope)
 
     for kind in (ApiError, ValidationError, InvalidRequest, UnknownModel, EngineUnavailable):
         app.add_exception_handler(kind, handle)
     app.add_exception_handler(HTTPException, handle)
+
+
+def _allowed(failure: ApiError, request: Request) -> str:
+    """The methods of every route of a path: the router names those of the first one."""
+    methods = set(failure.headers.get("Allow", "").split(", ")) - {""}
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return ", ".join(sorted(methods))

@@ -537,6 +537,12 @@ def test_errors_are_typed_in_the_client(client: openai.OpenAI):
     assert long.value.code == "context_length_exceeded"
 
 
+def test_all_methods_of_a_path_are_named_to_who_has_another(scripted: Server):
+    refused = httpx.put(f"{scripted.url}{PATH}/resp_x")
+    assert refused.status_code == 405
+    assert refused.headers["allow"] == "DELETE, GET, HEAD"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", PATH, 405), ("PUT", f"{PATH}/x", 405), ("GET", f"{PATH}/x/y", 404)],
