@@ -18,7 +18,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from scripts.benchmark import fused, http, pairs, replay, report
+from scripts.benchmark import fused, http, pairs, replay, report, scheduled
 from scripts.benchmark.elsewhere import Elsewhere, Way, running
 from scripts.benchmark.measure import (
     Run,
@@ -47,6 +47,7 @@ SYSTEMS = {
 }
 WAYS = [Way(stops, rtt_ms) for stops in ("plugin", "stream") for rtt_ms in (0, 1, 10)]
 ELSEWHERE = [BASE, REQUESTS, *(System(str(way), way=way) for way in WAYS)]
+DRAFTED = (1, 2, 4, 8)
 REPLAYED = [BASE, AUTHORS, REQUESTS, RESUMABLE]
 
 out = Console(highlight=False)
@@ -221,9 +222,10 @@ async def fuse(args: argparse.Namespace) -> None:
             registry = Registry(pair.settings)
             await registry.start()
             try:
-                lines += await fused.rows(registry, pair, 0.4, (1, 2, 4, 8), args.ratio)
+                lines += await fused.rows(registry, pair, 0.4, DRAFTED, args.ratio)
             finally:
                 await registry.aclose()
+    lines += scheduled.rows(DRAFTED, args.ratio)
     print("\n".join(lines))
 
 
