@@ -34,7 +34,9 @@ async def shown() -> Shown:
     registry = Registry(config.load(ROOT / "tests" / "scripted.yaml"))
     await registry.start()
     # As one of an engine elsewhere.
-    registry.engines["base"].servers = {"http://base": Replica(True, 2, 1)}  # type: ignore[attr-defined]
+    base = registry.engines["base"]
+    base.servers = {"http://base": Replica(True, 2, 1)}  # type: ignore[attr-defined]
+    base.within = lambda session: base  # type: ignore[attr-defined]
 
     async def nothing() -> None:
         await asyncio.sleep(0)
