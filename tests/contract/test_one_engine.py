@@ -79,7 +79,7 @@ async def started(drafted: int, **args: Any) -> VllmFusedEngine:
     return await VllmFusedEngine.start("both", told, silence_s=300)
 
 
-@pytest.fixture(scope="module", params=[4, 1])
+@pytest.fixture(scope="module", params=[4, 1], ids=["drafts4", "drafts1"])
 async def both(request: pytest.FixtureRequest) -> AsyncIterator[VllmFusedEngine]:
     engine = await started(request.param)
     yield engine

@@ -6,6 +6,7 @@ Only the V2 model runner gives processors a row for each draft: ``scripts/test -
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -50,10 +51,9 @@ ASKED = (
     "Question: Tell me the capital of {}.\nAnswer: Sure.\n\nQuestion: And its language?\nAnswer:",
 )
 PLACES = ("Galicor", "Lithenland", "Toricor", "Seluria", "Ulicor", "Corburg", "Aldoria", "Beria")
-MANY = [
-    *PROMPTS,
-    *(asked.replace("{}", place) for asked in ASKED for place in PLACES),
-]
+SEVERAL = 1 if not os.environ.get("NUDGE_TEST_MORE") else len(PLACES)
+"""Places that are asked about: more than CI can wait for, where they are wanted."""
+MANY = [*PROMPTS, *(asked.replace("{}", each) for asked in ASKED for each in PLACES[:SEVERAL])]
 
 
 @pytest.fixture(scope="module", params=DRAFTERS)
