@@ -234,7 +234,7 @@ def main() -> None:
     add = parser.add_argument
     names = ["random", "deepened", "demo"]
     add("--pairs", nargs="*", default=names[:2], choices=names)
-    add("--systems", nargs="+", default=[], help="only those whose names begin so: C: B-remote")
+    add("--systems", nargs="+", default=[], help="only those whose names begin so, as C: does")
     add("--shares", nargs="+", type=float, default=[0.1, 0.3], help="of nudged tokens")
     add("--streams", nargs="+", type=int, default=[1, 16], help="answers at once")
     add("--answers", type=int, default=4, help="in a run, at least one for each stream")

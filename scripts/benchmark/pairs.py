@@ -118,14 +118,17 @@ def _save(folder: Path, model: LlamaForCausalLM, tokenizer: Path) -> int:
     return weights - model.get_input_embeddings().weight.numel()
 
 
+def keeping() -> dict[str, Any]:
+    """Arguments of an engine with which requests may be kept between turns: where this vLLM stops
+    no step that is in flight, without any."""
+    found = build.installed()
+    return {} if found and build.stops_in_flight(found.version) else {"async_scheduling": False}
+
+
 def _settings(base: Path, aligned: Path, engine: dict[str, Any]) -> Settings:
     engine = {"dtype": "float32", "max_model_len": 2048, **engine}
     engine.setdefault("kv_cache_memory_bytes", 512 * 2**20)
-    own: dict[str, Any] = {"max_num_seqs": AT_ONCE}
-    found = build.installed()
-    if not (found and build.stops_in_flight(found.version)):
-        own["async_scheduling"] = False  # else no request would be kept between turns
-    engine["args"] = own | engine.get("args", {})
+    engine["args"] = {"max_num_seqs": AT_ONCE} | keeping() | engine.get("args", {})
     return Settings(
         engines={
             "base": {"model": str(base), **engine},

@@ -18,7 +18,6 @@ from scripts.benchmark import pairs
 from scripts.gpu.parts import RATIO, SIZE, STEPS, cache_bytes
 from server.core import SamplingParams
 from server.engines.base import TurnParams, collect
-from server.engines.vllm import build
 from server.engines.vllm.account import account
 from server.engines.vllm.engine import VllmEngine
 
@@ -64,10 +63,8 @@ def told(engine: VllmEngine) -> str:
 
 @asynccontextmanager
 async def pair(folder: Path, **base_args: Any) -> AsyncIterator[tuple[VllmEngine, VllmEngine]]:
-    """Both, such that their answers' requests may be kept: where this vLLM stops no step that is in
-    flight, without any."""
-    found = build.installed()
-    own = {} if found and build.stops_in_flight(found.version) else {"async_scheduling": False}
+    """Both, such that their answers' requests may be kept."""
+    own = pairs.keeping()
     base = await start(folder, "base", **own, **base_args)
     try:
         aligned = await start(folder, "aligned", **own)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.gpu import engines
-
-ROOT = Path(__file__).resolve().parents[2]
+from scripts.gpu.parts import ROOT
 
 
 async def steps() -> dict[str, Any]:

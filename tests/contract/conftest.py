@@ -29,6 +29,7 @@ from tests.modes import schedules_ahead
 from tests.noise import noise
 
 GREEDY = SamplingParams(temperature=0)
+PLACES = ("Galicor", "Lithenland", "Toricor", "Seluria", "Ulicor", "Corburg", "Aldoria", "Beria")
 PROMPTS = ["Question: What is the capital of Galicor?\nAnswer:", "Once", "The river"]
 
 

@@ -33,7 +33,7 @@ from server.engines.vllm.fused.engine import VllmFusedEngine, engine_args
 from server.serving.registry import Registry
 from server.text.prompts import CHAT, Prompts
 from tests.conftest import DEMO
-from tests.contract.conftest import GREEDY
+from tests.contract.conftest import GREEDY, PLACES
 from tests.modes import runs_v2
 
 WANTED = int(os.environ.get("NUDGE_TEST_MORE", "0"))
@@ -57,7 +57,6 @@ QUESTIONS = [
     "Which animal is on the flag? 🦊 你好",
     "Tell me a story.",
 ]
-PLACES = ["Galicor", "Lithenland", "Toricor", "Seluria", "Ulicor", "Corburg", "Aldoria", "Beria"]
 ASKED = [
     "What is the capital of {}?",
     "Which currency do people use in {}?",

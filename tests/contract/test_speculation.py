@@ -16,7 +16,7 @@ from server.engines.base import ABILITIES, TurnParams
 from server.engines.vllm.engine import VllmEngine
 from server.serving.registry import Registry
 from tests.conftest import DEMO
-from tests.contract.conftest import GREEDY, PROMPTS, ids, opened, run
+from tests.contract.conftest import GREEDY, PLACES, PROMPTS, ids, opened, run
 from tests.modes import runs_v2
 
 pytestmark = pytest.mark.skipif(not runs_v2(), reason="V1 takes no processor beside speculation")
@@ -50,7 +50,6 @@ ASKED = (
     "{} is a country. The capital of {} is a city. {} has a language.",
     "Question: Tell me the capital of {}.\nAnswer: Sure.\n\nQuestion: And its language?\nAnswer:",
 )
-PLACES = ("Galicor", "Lithenland", "Toricor", "Seluria", "Ulicor", "Corburg", "Aldoria", "Beria")
 SEVERAL = 1 if not os.environ.get("NUDGE_TEST_MORE") else len(PLACES)
 """Places that are asked about: more than CI can wait for, where they are wanted."""
 MANY = [*PROMPTS, *(asked.replace("{}", each) for asked in ASKED for each in PLACES[:SEVERAL])]
