@@ -36,6 +36,10 @@ _PATIENCE_S = 30.0
 """For what isn't streamed and is no turn: a question at the start, a look at its health."""
 
 
+_IDLE_S = 2.0
+"""How long an idle connection is kept: less than servers do (uvicorn, and so vLLM, 5 s)."""
+
+
 class Failed(Exception):
     """A request that came to nothing.
 
@@ -61,7 +65,9 @@ def connections(settings: RemoteSettings) -> httpx.AsyncClient:
         trust_env=False,  # a proxy of the environment is for the world outside
         headers={"Accept-Encoding": "identity", **settings.all_headers()},
         timeout=httpx.Timeout(None, connect=settings.connect_timeout_s, write=_PATIENCE_S),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        limits=httpx.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=_IDLE_S
+        ),
     )
 
 
@@ -91,7 +97,8 @@ class Client:
         """Raises `Failed`."""
         with self._failures():
             async with asyncio.timeout(_PATIENCE_S):
-                response = await self._http.get(self.url + path)
+                async with aclosing(await self._send("GET", path)) as response:
+                    await response.aread()
         if response.status_code != 200:
             raise self._refusal(response, response.content)
         return response
@@ -117,12 +124,12 @@ class Client:
         self.watch.reading[key] = _length(body)
         try:
             with self._failures():
-                response = await self._heard(
-                    self._http.post(self.url + path, json=body, headers=self._headers(session))
-                )
+                sent = self._send("POST", path, body, session)
+                async with aclosing(await self._heard(sent)) as response:
+                    content = await self._heard(response.aread())
                 if response.status_code != 200:
-                    raise self._refusal(response, response.content)
-                return protocol.parsed(response.content)
+                    raise self._refusal(response, content)
+                return protocol.parsed(content)
         finally:
             self.watch.reading.pop(key, None)
 
@@ -134,35 +141,49 @@ class Client:
         """
         key = object()
         self.watch.reading[key] = len(asked.ids)
-        request = self._http.build_request(
-            "POST", self.url + way.path, json=way.turn(asked), headers=self._headers(session)
-        )
-        response: httpx.Response | None = None
         try:
             with self._failures():
-                response = await self._heard(self._http.send(request, stream=True))
-                if response.status_code != 200:
-                    raise self._refusal(response, await self._heard(response.aread()))
-                events, finished = Events(), False
-                chunks: Any = response.aiter_raw()
-                async with aclosing(chunks) as raw:
-                    while (data := await self._heard(anext(raw, None))) is not None:
-                        self.watch.reading.pop(key, None)
-                        for event in events.push(data):
-                            if "error" in event:
-                                raise Failed("failed", f"{self.url}: {_message(event)}")
-                            chunk = way.chunk(event, asked.params.reported)
-                            if chunk.finish not in (None, "stop", "length"):
-                                raise Failed("failed", f"{self.url} ended with {chunk.finish!r}")
-                            if not finished and (chunk.positions or chunk.finish):
-                                finished = chunk.finish is not None
-                                yield chunk
+                sent = self._send("POST", way.path, way.turn(asked), session)
+                async with aclosing(await self._heard(sent)) as response:
+                    if response.status_code != 200:
+                        raise self._refusal(response, await self._heard(response.aread()))
+                    events, finished = Events(), False
+                    chunks: Any = response.aiter_raw()
+                    async with aclosing(chunks) as raw:
+                        while (data := await self._heard(anext(raw, None))) is not None:
+                            self.watch.reading.pop(key, None)
+                            for event in events.push(data):
+                                if "error" in event:
+                                    raise Failed("failed", f"{self.url}: {_message(event)}")
+                                chunk = way.chunk(event, asked.params.reported)
+                                if chunk.finish not in (None, "stop", "length"):
+                                    raise Failed(
+                                        "failed", f"{self.url} ended with {chunk.finish!r}"
+                                    )
+                                if not finished and (chunk.positions or chunk.finish):
+                                    finished = chunk.finish is not None
+                                    yield chunk
                 if not finished:
                     raise Failed("lost", f"{self.url} broke a turn off")
         finally:
             self.watch.reading.pop(key, None)
-            if response is not None:
-                await response.aclose()
+
+    async def _send(
+        self, method: str, path: str, body: Any = None, session: str | None = None
+    ) -> httpx.Response:
+        """The head of its answer, to be closed by the caller.
+
+        A server may close an idle connection just as it is used again, which looks like the
+        server's end. So what breaks before anything is said is sent once more, which changes
+        nothing there; where the server is gone, that breaks as well.
+        """
+        request = self._http.build_request(
+            method, self.url + path, json=body, headers=self._headers(session)
+        )
+        try:
+            return await self._http.send(request, stream=True)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            return await self._http.send(request, stream=True)
 
     def hang_up(self) -> None:
         """Let all that wait for it wait no longer: they fail as ``hung``."""

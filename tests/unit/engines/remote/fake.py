@@ -18,8 +18,8 @@ GENERATE = "/inference/v1/generate"
 Distribution = Callable[[Sequence[int], Sequence[int]], Sequence[tuple[int, float]]]
 Trouble = Callable[[int], str | None]
 """What goes wrong with the request of this number, None being nothing: ``400``, ``429``, ``500``,
-``hang at once``; in the middle of the stream ``drop``, ``hang``, ``malformed``, ``error``,
-``abort``."""
+``hang at once``, ``break`` (the connection, before a word); in the middle of the stream ``drop``,
+``hang``, ``malformed``, ``error``, ``abort``."""
 
 
 class Fake:
@@ -144,6 +144,8 @@ class Fake:
             return self._plain(writer, int(trouble), {"error": {"message": "overloaded"}})
         if trouble == "400":
             return self._plain(writer, 400, {"error": {"message": "logprobs is too large"}})
+        if trouble == "break":
+            raise ConnectionResetError
         if trouble == "hang at once":
             await asyncio.sleep(3600)
         await self._stream(body, trouble, reader, writer)

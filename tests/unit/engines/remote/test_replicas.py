@@ -167,6 +167,16 @@ async def test_the_only_one_is_asked_again_after_a_pause(servers, engines):
     assert asyncio.get_running_loop().time() - began >= 0.3
 
 
+async def test_a_connection_closed_while_it_lay_idle_is_no_server_that_is_gone(servers, engines):
+    fake = await servers(trouble=lambda n: "break" if n == 1 else None)
+    engine = await engines(fake, health_interval_s=60)
+    expected = await turn(engine, "One", TURNS["plain"])
+    assert await turn(engine, "One", TURNS["plain"]) == expected
+    assert len(fake.bodies) == 3
+    assert engine.alive
+    assert engine.replicas.all[0].failed == 0
+
+
 async def test_a_conversation_stays_where_its_last_answer_was_written(servers, engines):
     fakes = [await servers() for _ in range(3)]
     engine = await engines(*fakes)
