@@ -30,7 +30,8 @@ from server.serving.registry import Registry
 class System:
     """Who writes the answers, and how.
 
-    role: of a served name. resumable: whether turns may go on in one request (strategy C).
+    served: the model's name. role: whose, of its two. resumable: whether turns may go on in one
+    request (strategy C).
     verify: tokens of a draft that the base model checks; 0: it writes token by token. eager:
     whether the aligned model reads along. way: to engines elsewhere; None: they are here.
     """
@@ -43,6 +44,7 @@ class System:
     verify: int = 0
     eager: bool = False
     way: Way | None = None
+    served: str = "pair"
 
 
 @dataclass
@@ -102,7 +104,7 @@ async def run(
     for engine in registry.engines.values():
         if isinstance(engine, VllmEngine):
             engine.resumable = system.resumable
-    served = registry.resolve(f"pair:{system.role}" if system.role else "pair")
+    served = registry.resolve(f"pair:{system.role}" if system.role else system.served)
     nudging = NudgingConfig(
         gamma=gamma,
         policy=system.policy,  # type: ignore[arg-type]

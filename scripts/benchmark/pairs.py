@@ -64,34 +64,51 @@ def random(folder: Path, width: int, layers: int, ratio: int, **engine: Any) -> 
     base, aligned = folder / "base", folder / "aligned"
     small = layers if ratio < 4 else max(1, layers // 2)
     narrow = max(64, int(width * (layers / small / ratio) ** 0.5) // 64 * 64)
-    sizes = [_make(base, width, layers, 0), _make(aligned, narrow, small, 1)]
+    dtype = engine.get("dtype", "float32")
+    sizes = [_make(base, width, layers, 0, dtype), _make(aligned, narrow, small, 1, dtype)]
     shown = " and ".join(f"{size / 1e6:.1f} M" for size in sizes)
     about = f"random weights, {shown} parameters without embeddings"
     return Pair("random", about, _settings(base, aligned, engine), 48, True)
 
 
-def deepened(folder: Path, layers: int, **engine: Any) -> Pair:
+def deepened(folder: Path, layers: int, wide: int | None = None, **engine: Any) -> Pair:
     """The embedded pair, whose base model has further layers that change nothing: it writes what it
     always does, and a step of it costs many times as much as one of the aligned model.
 
     These two were trained, so they agree as often as such models do, which random ones never do.
+
+    Args:
+        wide: at least so wide are all layers' MLPs, whose further weights change nothing either.
     """
     base = folder / "base"
     trained = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)
-    own = trained.config.num_hidden_layers
-    config = LlamaConfig.from_pretrained(DEMO / "base", num_hidden_layers=layers)
-    deep = LlamaForCausalLM(config)
-    deep.load_state_dict(trained.state_dict(), strict=False)
+    own, narrow = trained.config.num_hidden_layers, trained.config.intermediate_size
+    wide = max(wide or 0, narrow)
+    config = LlamaConfig.from_pretrained(
+        DEMO / "base", num_hidden_layers=layers, intermediate_size=wide
+    )
+    deep = _drawn(config)
+    state = trained.state_dict()
+    for name, weight in state.items():
+        if ".mlp." in name:  # of the hidden size by narrow, or the other way round
+            wider = deep.get_parameter(name).detach().clone().zero_()
+            wider[: weight.shape[0], : weight.shape[1]] = weight
+            state[name] = wider
+    deep.load_state_dict(state, strict=False)
     with torch.no_grad():
         for layer in deep.model.layers[own:]:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-    _save(base, deep, DEMO / "base")
-    about = f"the embedded demo pair, its base model with {layers} layers instead of {own}"
+    dtype = getattr(torch, engine.get("dtype", "float32"))
+    size = _save(base, deep.to(dtype), DEMO / "base")
+    about = (
+        f"the embedded demo pair, its base model with {layers} layers instead of {own}"
+        f" ({size / 1e6:.1f} M parameters without embeddings)"
+    )
     return Pair("deepened", about, _settings(base, DEMO / "aligned", engine), 64, False)
 
 
-def _make(folder: Path, width: int, layers: int, seed: int) -> int:
+def _make(folder: Path, width: int, layers: int, seed: int, dtype: str) -> int:
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "aligned")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -107,12 +124,19 @@ def _make(folder: Path, width: int, layers: int, seed: int) -> int:
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(seed)
-    return _save(folder, LlamaForCausalLM(config), DEMO / "aligned")
+    return _save(folder, _drawn(config).to(getattr(torch, dtype)), DEMO / "aligned")
+
+
+def _drawn(config: LlamaConfig) -> LlamaForCausalLM:
+    """Of random weights: of what fills a GPU, drawing on a CPU takes minutes."""
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return LlamaForCausalLM(config)
 
 
 def _save(folder: Path, model: LlamaForCausalLM, tokenizer: Path) -> int:
     """Returns the number of weights, without embeddings."""
-    model.save_pretrained(folder)
+    model.to("cpu").save_pretrained(folder)
+    torch.cuda.empty_cache()  # an engine's turn
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     weights = sum(each.numel() for each in model.parameters())
     return weights - model.get_input_embeddings().weight.numel()

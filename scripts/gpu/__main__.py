@@ -43,6 +43,7 @@ OWN_PARTS = {
     "machine": "measure:machine",
     "handover": "handover:measure",
     "guide": "guide:measure",
+    "one-engine": "one_engine:measure",
 }
 """What measures here: module and function, by the flag that a process of its own is given."""
 
@@ -63,7 +64,9 @@ def _mps(wanted: bool) -> Iterator[dict[str, str]]:
             subprocess.run(control, env=os.environ | env, input="quit\n", text=True, check=False)
 
 
-def _run(command: Sequence[str], env: dict[str, str]) -> tuple[int, str, Any]:
+def _run(
+    command: Sequence[str], env: dict[str, str], limit_s: float = LIMIT_S
+) -> tuple[int, str, Any]:
     """Its exit code, what it said, and what it found: the last of that which is a line of JSON."""
     try:
         ran = subprocess.run(
@@ -73,7 +76,7 @@ def _run(command: Sequence[str], env: dict[str, str]) -> tuple[int, str, Any]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=LIMIT_S,
+            timeout=limit_s,
         )
         said, code = ran.stdout, ran.returncode
     except subprocess.TimeoutExpired as late:
@@ -82,7 +85,9 @@ def _run(command: Sequence[str], env: dict[str, str]) -> tuple[int, str, Any]:
     return code, said, json.loads(found[-1]) if found else None
 
 
-def do(name: str, on: dict[str, Any], width: int, layers: int) -> dict[str, Any]:
+def do(
+    name: str, on: dict[str, Any], width: int, layers: int, limit_s: float = LIMIT_S
+) -> dict[str, Any]:
     """One part, in a process of its own."""
     part, began = PARTS[name], time.monotonic()
     sizes = {"width": width, "layers": layers, "cache_mib": -(-cache_bytes(width, layers) >> 20)}
@@ -90,7 +95,7 @@ def do(name: str, on: dict[str, Any], width: int, layers: int) -> dict[str, Any]
     env = os.environ | dict(part.env) | {SIZE: f"{width} {layers}"}
     try:
         with _mps("NUDGE_MPS" in dict(part.env)) as more:
-            code, said, found = _run(command, env | more)
+            code, said, found = _run(command, env | more, limit_s)
     except (OSError, subprocess.SubprocessError) as error:  # there is no MPS, for instance
         code, said, found = 127, str(error), None
     (DONE / f"{name}.log").write_text(said, "utf-8")
@@ -131,6 +136,7 @@ def main() -> None:
     add("--parts", nargs="+", choices=PARTS, help="these, also where they are done")
     add("--width", type=int, default=2048, help="hidden size of the base model that is made")
     add("--layers", type=int, default=24, help="its layers (2048 × 24: 2.4 GB in bfloat16)")
+    add("--limit", type=float, default=LIMIT_S, help="seconds of a part, after which it is ended")
     add("--report", action="store_true", help="write docs/benchmarks/gpu.md, of a GPU's results")
     for name in OWN_PARTS:
         add(f"--{name}", dest="own", action="store_const", const=name, help=argparse.SUPPRESS)
@@ -152,7 +158,7 @@ def main() -> None:
         sys.exit(f"{said}\nvLLM or torch can't be imported")
     for name in args.parts or [each for each in PARTS if not (DONE / f"{each}.json").exists()]:
         print(f"{name}: {PARTS[name].what} …", flush=True)
-        done = do(name, on, args.width, args.layers)
+        done = do(name, on, args.width, args.layers, args.limit)
         (DONE / f"{name}.json").write_text(json.dumps(done, indent=1), "utf-8")
         print(f"  {'done' if done['code'] == 0 else 'FAILED'} in {done['seconds']} s", flush=True)
 

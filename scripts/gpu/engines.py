@@ -45,7 +45,7 @@ async def start(folder: Path, name: str, **args: Any) -> VllmEngine:
     """The base or aligned model, which is made in the folder if it isn't there."""
     width, layers = size()
     if not (folder / name).exists():
-        pairs.random(folder, width, layers, RATIO)
+        pairs.random(folder, width, layers, RATIO, dtype="bfloat16")
     own: dict[str, Any] = {
         "model": str(folder / name),
         "dtype": "bfloat16",

@@ -64,10 +64,10 @@ def _contract(scheduled: bool) -> tuple[str, ...]:
     return _tests(*plugin, *files[: 1 + kept])
 
 
-def _bench(name: str, what: str, streams: int, env: tuple[tuple[str, str], ...] = ()) -> Part:
+def _bench(name: str, what: str, env: tuple[tuple[str, str], ...] = ()) -> Part:
     size = ("--width", "{width}", "--layers", "{layers}", "--ratio", str(RATIO))
     kind = ("--dtype", "bfloat16", "--cache-mib", "{cache_mib}")
-    some = ("--streams", str(streams), "--shares", "0.1", "0.3", "--repeats", "1")
+    some = ("--streams", "1", "16", "64", "--shares", "0.1", "0.3", "--repeats", "1")
     here = ("--pairs", "random", "--no-http", "--no-elsewhere", "--output", str(BENCHMARKS / name))
     command = ("-m", "scripts.benchmark", *here, *size, *kind, *some)
     return Part(what, command, env, rows=BENCHMARKS / f"{name}.json")
@@ -102,8 +102,16 @@ PARTS = {
     "handover-mps": Part("the same with MPS", (*OWN, "--handover"), MPS),
     "guide": Part("a guide called in the engine's step, beside two engines", (*OWN, "--guide")),
     "guide-mps": Part("the same with MPS", (*OWN, "--guide"), MPS),
-    "bench": _bench("bench", "nudged answers beside the base alone, 1 stream", 1),
-    "bench-16": _bench("bench-16", "the same, 16 streams", 16),
-    "bench-64": _bench("bench-64", "the same, 64 streams", 64),
-    "bench-64-mps": _bench("bench-64-mps", "the same with MPS", 64, MPS),
+    "contract-one-engine": Part(
+        "both models in one engine: the texts of two",
+        _tests("tests/contract/test_one_engine.py"),
+        (*SAME, ("VLLM_USE_V2_MODEL_RUNNER", "1")),
+    ),
+    "one-engine": Part(
+        "both models in one engine, beside two engines and the base alone",
+        (*OWN, "--one-engine"),
+        (("VLLM_USE_V2_MODEL_RUNNER", "1"),),
+    ),
+    "bench": _bench("bench", "nudged answers beside the base alone: 1, 16, 64 streams"),
+    "bench-mps": _bench("bench-mps", "the same with MPS", MPS),
 }

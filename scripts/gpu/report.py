@@ -233,6 +233,29 @@ def _bench(found: dict[str, Any]) -> list[str]:
     )
 
 
+def _one_engine(found: dict[str, Any]) -> list[str]:
+    same, of = found["same"]
+    return [
+        f"{found['pair']}; γ {found['gamma']}, {found['drafted']} tokens a draft. One text by "
+        f"either way in {same} of {of} answers, one at a time.",
+        "",
+        *table(
+            "at once: | system | ratio: | tok/s: | base steps a token: | nudged:",
+            [
+                (
+                    row.streams,
+                    row.system,
+                    _ratio(row),
+                    f"{row.figures['tokens_per_s']:.0f}",
+                    f"{row.figures['base_steps']:.2f}",
+                    f"{row.figures['nudged_share']:.0%}",
+                )
+                for row in (Row(**each) for each in found["rows"])
+            ],
+        ),
+    ]
+
+
 def _ratio(row: Row) -> str:
     spread = f" ({row.lowest:.2f} to {row.highest:.2f})" if row.lowest != row.highest else ""
     return f"**{row.ratio:.2f}**{spread}"
@@ -295,8 +318,15 @@ SECTIONS = (
         "most that such a guide can reach.",
     ),
     Section(
+        "Both models in one engine",
+        ("one-engine",),
+        _one_engine,
+        "Tokens a second over those of the base model alone, of the trained demo pair, whose base "
+        "model has so many further weights that change nothing; greedy.",
+    ),
+    Section(
         "Nudged answers",
-        ("bench", "bench-16", "bench-64"),
+        ("bench",),
         _bench,
         "Tokens a second over those of the base model alone. Systems: as in [the CPU's](cpu.md).",
     ),

@@ -285,7 +285,8 @@ async def test_forty_answers_with_kv_for_ten_all_finish_as_where_there_is_room(
 ):
     engine = tight.engines["base"]
     assert isinstance(engine, VllmEngine)
-    assert engine._core.capacity._blocks == KEPT
+    # As many as on the CPU, or fewer: on a GPU a block has fewer tokens, and a context more blocks.
+    assert 0 < engine._core.capacity._blocks <= KEPT if KEPT else not engine._core.capacity._blocks
     request = AnswerRequest(GREEDY, max_tokens=60, ignore_eos=True)
     asked = [f"{question} ({number})" for number in range(8) for question in QUESTIONS]
     roomy = await asyncio.gather(

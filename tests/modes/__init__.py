@@ -40,7 +40,8 @@ def schedules_ahead() -> bool:
 
 
 def runs_v2() -> bool:
-    return mode() in ("v2", "cuda")
+    """Also where nothing is patched, and vLLM is told so: on a GPU."""
+    return mode() in ("v2", "cuda") or os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
 
 
 def enter() -> None:

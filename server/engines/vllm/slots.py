@@ -17,7 +17,6 @@ the position's true distribution, and with it the token that was not taken, stay
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import (
 )
 
 from server.engines.vllm import wishes
+from server.engines.vllm.device import sent
 from server.engines.vllm.lifeline import die_with_server
 from server.engines.vllm.logits import Adjustment, Followers
 from server.engines.vllm.wishes import Wish, force
@@ -95,19 +95,21 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
                     wish.adjust, prompt, output, self._followers, self._size, self._device
                 )
                 self._adjusted[slot] = adjustment, output
-        at = self._sent(slots, torch.int64)
-        self._stop[at] = self._sent([wish.stop for wish in found], torch.int64)
+        at = sent(slots, torch.int64, self._device)
+        self._stop[at] = sent([wish.stop for wish in found], torch.int64, self._device)
         none = -np.inf
-        self._log_gamma[at] = self._sent(
-            [none if wish.log_gamma is None else wish.log_gamma for wish in found], torch.float32
+        self._log_gamma[at] = sent(
+            [none if wish.log_gamma is None else wish.log_gamma for wish in found],
+            torch.float32,
+            self._device,
         )
-        self._word[at] = self._sent([wish.word is not None for wish in found], torch.bool)
-        self._greedy[at] = self._sent([wish.greedy for wish in found], torch.bool)
+        self._word[at] = sent([wish.word is not None for wish in found], torch.bool, self._device)
+        self._greedy[at] = sent([wish.greedy for wish in found], torch.bool, self._device)
         if any(wish.word is not None for wish in found):
             read = self._requests.prefill_len.np[slots]
-            places = self._sent((read - 1) % (self._drafted + 2), torch.int64)
+            places = sent((read - 1) % (self._drafted + 2), torch.int64, self._device)
             states = [self._begun(slot, wish) for slot, wish in zip(slots, found, strict=True)]
-            self._states[at, places] = self._sent(states, torch.int32)
+            self._states[at, places] = sent(states, torch.int32, self._device)
 
     def _begun(self, slot: int, wish: Wish) -> Sequence[int]:
         """The state of a request's word before its next token."""
@@ -128,13 +130,6 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
         if end > start:
             found = self._requests.all_token_ids.gpu[slot, start:end].tolist()
         return found
-
-    def _sent(self, values: Any, dtype: torch.dtype) -> torch.Tensor:
-        """To the device, without waiting until it has arrived."""
-        pinned = self._device.type == "cuda"
-        return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(
-            self._device, non_blocking=True
-        )
 
     # -- at each step ----------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
 
+from server.engines.vllm.device import sent
 from server.engines.vllm.fused.rule import Rule
 
 
@@ -144,7 +145,7 @@ class Drafting(StandaloneARSpeculator):  # type: ignore[misc]  # mypy doesn't re
             seq_lens=seq_lens,
             seq_lens_cpu_upper_bound=most,
             query_start_loc_np=ends,
-            query_start_loc=torch.from_numpy(ends).to(self.device, batch.query_start_loc.dtype)
+            query_start_loc=sent(ends, batch.query_start_loc.dtype, self.device)
             if read
             else batch.query_start_loc,
         )
@@ -165,7 +166,7 @@ class Drafting(StandaloneARSpeculator):  # type: ignore[misc]  # mypy doesn't re
             at = slice(int(before[number]), int(before[number + 1]))
             its, places = ids[at], positions[at]
             if number in read:
-                its = torch.tensor(read[number], dtype=ids.dtype).to(self.device)
+                its = sent(read[number], ids.dtype, self.device)
                 places = torch.arange(len(its), dtype=positions.dtype, device=self.device)
             found_ids.append(its)
             found_positions.append(places)

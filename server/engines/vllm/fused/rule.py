@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import torch
 
+from server.engines.vllm.device import sent
 from server.engines.vllm.words import CLOSED, State, Words
 
 KEPT = 20
@@ -105,18 +106,18 @@ class Rule:
         """Requests have taken these slots; None: one that wants nothing of this."""
         device = self._ours.device
         found = [(slot, wish) for slot, wish in wishes if wish is not None]
-        self._ours[_sent([slot for slot, _ in wishes], torch.int64, device)] = False
+        self._ours[sent([slot for slot, _ in wishes], torch.int64, device)] = False
         if not found:
             return
-        at = _sent([slot for slot, _ in found], torch.int64, device)
+        at = sent([slot for slot, _ in found], torch.int64, device)
         told = [wish for _, wish in found]
         self._ours[at] = True
-        self._log_gamma[at] = _sent([w.log_gamma for w in told], torch.float32, device)
-        self._inside[at] = _sent([w.word is not None for w in told], torch.bool, device)
-        self._words_so_far[at] = _sent([w.word or CLOSED for w in told], torch.int32, device)
+        self._log_gamma[at] = sent([w.log_gamma for w in told], torch.float32, device)
+        self._inside[at] = sent([w.word is not None for w in told], torch.bool, device)
+        self._words_so_far[at] = sent([w.word or CLOSED for w in told], torch.int32, device)
         first = [-1 if w.first is None else w.first for w in told]
-        self._first[at] = _sent(first, torch.int64, device)
-        self._top[at] = _sent([w.top for w in told], torch.int64, device)
+        self._first[at] = sent(first, torch.int64, device)
+        self._top[at] = sent([w.top for w in told], torch.int64, device)
 
     def drafted(
         self, logits: torch.Tensor, slots: torch.Tensor, step: torch.Tensor
@@ -237,9 +238,3 @@ def told(position: Mapping[int, float]) -> tuple[Alternatives, Alternatives]:
             its = int(marked >= ALIGNED)
             found[its].append((marked - (BASE, ALIGNED)[its], logprob))
     return tuple(found[0]), tuple(found[1])
-
-
-def _sent(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """To the device, without waiting until it has arrived."""
-    pinned = device.type == "cuda"
-    return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(device, non_blocking=True)

@@ -1,0 +1,20 @@
+"""What the processors send to the device.
+
+Knows: torch's copies. Does not know: what is sent, or why.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def sent(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor there, of a sequence or a NumPy array, without waiting until it has arrived.
+
+    A copy to a GPU waits unless it is from pinned memory; and torch pins what is a tensor already,
+    but builds none of a NumPy array in pinned memory.
+    """
+    told = torch.tensor(values, dtype=dtype)
+    return (told.pin_memory() if device.type == "cuda" else told).to(device, non_blocking=True)
