@@ -5,6 +5,7 @@ Knows: commands, vLLM's settings by name. Does not know: how anything is measure
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +48,12 @@ class Part:
 
 OWN = ("-m", "scripts.gpu")
 MPS = (("NUDGE_MPS", "1"),)
+STARTUP = str(Path(__file__).resolve().parent / "startup")
 SAME = (("VLLM_BATCH_INVARIANT", "1"),)
 
 
 def _tests(*args: str) -> tuple[str, ...]:
-    return ("-m", "pytest", "-q", "-p", "no:cacheprovider", *args)
+    return ("-m", "pytest", "-v", "-p", "no:cacheprovider", *args)
 
 
 def _contract(scheduled: bool) -> tuple[str, ...]:
@@ -94,6 +96,7 @@ PARTS = {
             ("VLLM_GPU_SYNC_CHECK", "warn"),
             ("VLLM_LOGGING_LEVEL", "INFO"),
             ("PYTHONWARNINGS", "default"),
+            ("PYTHONPATH", os.pathsep.join([STARTUP, os.environ.get("PYTHONPATH", "")])),
         ),
         names="server/engines/vllm",
     ),
