@@ -72,8 +72,9 @@ class Piece:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What an answer cost. Tokens are committed ones; steps are decode positions computed;
-    prefilled are ids that were read: prompts, the other's text, and what had left the cache. The
-    untuned model is the third one, where a policy needs it."""
+    prefilled are ids that were read: prompts, the other's text, and what had left the cache; cached
+    are those of ``prompt_tokens`` that were in the cache. The untuned model is the third one, where
+    a policy needs it."""
 
     base_prompt_tokens: int = 0
     aligned_prompt_tokens: int = 0
@@ -87,6 +88,7 @@ class Usage:
     aligned_prefilled: int = 0
     untuned_steps: int = 0
     untuned_prefilled: int = 0
+    cached_tokens: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -119,6 +121,7 @@ class Usage:
             aligned_prefilled=sum(usage.aligned_prefilled for usage in answers),
             untuned_steps=sum(usage.untuned_steps for usage in answers),
             untuned_prefilled=sum(usage.untuned_prefilled for usage in answers),
+            cached_tokens=sum(first.cached_tokens for first in firsts),
         )
 
 

@@ -124,7 +124,8 @@ class Alone:
                 aligned_steps=side.session.steps,
                 aligned_prefilled=side.session.prefilled,
             )
-        return replace(counts, discarded_tokens=side.session.steps - side.tokens)
+        discarded = side.session.steps - side.tokens
+        return replace(counts, discarded_tokens=discarded, cached_tokens=side.session.cached)
 
 
 class Referenced:
@@ -154,6 +155,7 @@ class Referenced:
         self.config = config
         self._steps: dict[Speaker, int] = {"base": 0, "aligned": 0}
         self._prefilled: dict[Speaker, int] = {"base": 0, "aligned": 0}
+        self._cached: int | None = None  # of the base model's prompt, before it is read
         self._tokens: dict[Speaker, int] = {"base": 0, "aligned": 0}
         self._rounds = 0
 
@@ -204,6 +206,8 @@ class Referenced:
         scored = [token for piece in pieces for token in piece.scored]
         self._steps[ask.speaker] += writer.side.session.steps
         self._prefilled[ask.speaker] += writer.side.session.prefilled
+        if ask.speaker == "base" and self._cached is None:
+            self._cached = min(writer.side.session.cached, self.prompt_tokens["base"])
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         tokens = [utf8.decode(token.data) for token in scored]  # a character is its last token's
         top = [token.top[0][1] for token in scored]
@@ -221,4 +225,5 @@ class Referenced:
             discarded_tokens=max(0, sum(self._steps.values()) - sum(self._tokens.values())),
             base_prefilled=self._prefilled["base"],
             aligned_prefilled=self._prefilled["aligned"],
+            cached_tokens=self._cached or 0,
         )

@@ -43,6 +43,10 @@ class SessionBefore:
     def prefilled(self) -> int:
         return self._session.prefilled
 
+    @property
+    def cached(self) -> int:
+        return self._session.cached
+
     def turn(self, params: TurnParams) -> Turn:
         """One that begins at the context's end."""
         info = self._info

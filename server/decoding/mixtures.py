@@ -228,6 +228,7 @@ class Mixed:
             base_prefilled=self.base.session.prefilled,
             aligned_prefilled=self.aligned.session.prefilled,
             untuned_prefilled=0 if untuned is None else untuned.prefilled,
+            cached_tokens=self.base.session.cached,
         )
 
 

@@ -112,6 +112,7 @@ class Nudged:
             discarded_tokens=max(0, steps - self.committed),
             base_prefilled=base.session.prefilled,
             aligned_prefilled=aligned.session.prefilled,
+            cached_tokens=base.session.cached,
         )
 
     def _turn(

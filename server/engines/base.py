@@ -221,7 +221,8 @@ class Session(Protocol):
     length: ids in the context now. steps: decode steps so far, as far as this side has seen
     them; a ``check`` or ``score`` is one, or two where a long prompt is read first. prefilled: ids
     read so far that were given and not written here, whenever they were not in the KV cache (any
-    more); a checked draft among them.
+    more); a checked draft among them. cached: ids of the prompt that were in the KV cache when it
+    was first read, as far as that is told.
     """
 
     @property
@@ -232,6 +233,9 @@ class Session(Protocol):
 
     @property
     def prefilled(self) -> int: ...
+
+    @property
+    def cached(self) -> int: ...
 
     def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]: ...
 

@@ -53,11 +53,13 @@ class Asked:
 @dataclass(slots=True)
 class Cost:
     """What positions have cost. passes: forward passes of the base model. drafts: of the aligned
-    one. prefilled: ids that were read and not in the KV cache."""
+    one. prefilled: ids that were read and not in the KV cache. cached: of what was read first,
+    those that were in it; None: before that."""
 
     passes: int = 0
     drafts: int = 0
     prefilled: int = 0
+    cached: int | None = None
 
 
 @runtime_checkable

@@ -141,6 +141,7 @@ class ScriptedSession:
         self._follower: Follower | None = None
         self.steps = 0
         self.prefilled = 0
+        self.cached = 0  # it has no cache
         self._unread = len(self._prompt)
         self.closed = False
         self._running = False

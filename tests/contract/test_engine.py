@@ -446,3 +446,16 @@ async def test_a_long_prompt_is_read_before_a_draft_is_checked(
         for at in range(len(draft) + 1):
             wanted = await one_token(real, [*prompt, *draft[:at]], 1)
             assert checked[at].id == wanted.id
+
+
+async def test_what_of_a_prompt_was_in_the_cache_is_told(real: Engine):
+    prompt = "Where does the river of the many bridges come from? " * 20
+    first, second = opened(real, prompt), opened(real, prompt)
+    assert second.cached == 0
+    for session in (first, second):
+        given = session.length
+        await run(session, TurnParams(GREEDY, max_tokens=2))
+        assert session.prefilled == given - session.cached
+        await run(session, TurnParams(GREEDY, max_tokens=2))
+    assert first.cached == 0
+    assert 0 < second.cached < given

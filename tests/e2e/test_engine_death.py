@@ -85,6 +85,11 @@ def endless(model: str, **fields: Any) -> dict[str, Any]:
     return question(model, ignore_eos=True, max_tokens=400, **fields)
 
 
+def counted(answer: dict[str, Any]) -> dict[str, Any]:
+    """Its usage, but what was in the cache: that depends on who asked before."""
+    return {name: n for name, n in answer["usage"].items() if name != "prompt_tokens_details"}
+
+
 async def read_events(lines: AsyncIterator[str], most: int | None = None) -> list[str]:
     events: list[str] = []
     while len(events) != most:
@@ -136,7 +141,7 @@ async def test_a_death_in_mid_stream(server: Server, client: httpx.AsyncClient):
     assert degraded.status_code == 200, degraded.text
     assert degraded.headers["x-nudge-degraded"] == "aligned"
     assert degraded.json()["choices"] == alone.json()["choices"]
-    assert degraded.json()["usage"] == alone.json()["usage"]
+    assert counted(degraded.json()) == counted(alone.json())
     async with client.stream("POST", CHAT, json=question("demo", stream=True)) as streamed:
         assert streamed.headers["x-nudge-degraded"] == "aligned"
     text = await client.post("/v1/completions", json={"model": "demo", "prompt": "Hello"})
@@ -150,7 +155,7 @@ async def test_a_death_in_mid_stream(server: Server, client: httpx.AsyncClient):
     again = await client.post(CHAT, json=question("demo"))
     assert "x-nudge-degraded" not in again.headers
     assert again.json()["choices"] == whole["choices"]
-    assert again.json()["usage"] == whole["usage"]
+    assert counted(again.json()) == counted(whole)
     assert "engine 'base' died (killed by signal 9)" in server.output
     assert "Traceback" not in server.output
     assert 'nudge_engine_restarts_total{engine="base"} 1.0' in (await client.get("/metrics")).text

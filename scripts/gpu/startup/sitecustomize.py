@@ -1,5 +1,5 @@
-"""Imported by each Python process of the part ``waits``: a warning names the project's lines that it
-came from, too. Of a copy that waits, vLLM names only its own wrapper around it.
+"""Imported by each Python process of the part ``waits``: a warning names the project's lines that
+it came from, too. Of a copy that waits, vLLM names only its own wrapper around it.
 """
 
 from __future__ import annotations

@@ -170,6 +170,7 @@ def shown_usage(counts: Usage, reasoning_tokens: int = 0) -> Json:
         "prompt_tokens": counts.prompt_tokens,
         "completion_tokens": counts.completion_tokens,
         "total_tokens": counts.prompt_tokens + counts.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": counts.cached_tokens},
     }
     if reasoning_tokens:
         shown["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}

@@ -19,10 +19,15 @@ class CompletionDetails(BaseModel):
     reasoning_tokens: int
 
 
+class PromptDetails(BaseModel):
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails = sometimes("Where a model has thought.")
     nudging: NudgingUsage = sometimes("Where both models took part.")
 

@@ -195,7 +195,7 @@ def _usage(counts: Usage, reasoning_tokens: int) -> Json:
     """OpenAI's, with ``nudging`` where both models took part."""
     shown: Json = {
         "input_tokens": counts.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": counts.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": counts.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "total_tokens": counts.prompt_tokens + counts.completion_tokens,

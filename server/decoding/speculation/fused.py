@@ -201,6 +201,10 @@ class JointSession:
     def prefilled(self) -> int:
         return self._joint.cost.prefilled
 
+    @property
+    def cached(self) -> int:
+        return self._joint.cost.cached or 0
+
     def generate(self, params: TurnParams) -> AsyncGenerator[Token | TurnEnd]:
         self._turn = self._generate(params)
         return self._turn

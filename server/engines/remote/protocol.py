@@ -33,13 +33,12 @@ class Chunk:
     """One event of a stream, or a whole answer that isn't streamed.
 
     finish: why the server ended, where it did. stopped: the token with which it ended, which is
-        text no more. cached: ids of the prompt that were in its cache, where it tells.
+        text no more.
     """
 
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
     stopped: Token | None = None
-    cached: int | None = None
 
     @property
     def positions(self) -> int:
@@ -177,16 +176,14 @@ def chunk(event: Mapping[str, Any], top: int) -> Chunk:
         top: alternatives that were asked for at each position.
     """
     try:
-        usage = event.get("usage") or {}
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         if not event["choices"]:
-            return Chunk(cached=cached)
+            return Chunk()
         choice = event["choices"][0]
         finish = choice.get("finish_reason")
         tokens = list(_tokens(choice, top))
         # vLLM tells the token with which it stopped; others leave it out.
         stops = finish == "stop" and choice.get("token_ids")
-        return Chunk(tokens, finish, tokens.pop() if stops else None, cached)
+        return Chunk(tokens, finish, tokens.pop() if stops else None)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise Malformed(f"no completion with token ids: {str(event)[:120]}") from error
 

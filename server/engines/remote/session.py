@@ -61,6 +61,7 @@ class RemoteSession:
         self._busy = False
         self.steps = 0
         self.prefilled = 0
+        self.cached = 0  # servers don't tell
 
     @property
     def length(self) -> int:

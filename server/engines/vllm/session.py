@@ -104,6 +104,11 @@ class VllmSession:
         self._share: Share | None = Share()  # None: no more, for this answer
         self.steps = 0
         self.prefilled = 0
+        self._cached: int | None = None  # before anything is read
+
+    @property
+    def cached(self) -> int:
+        return self._cached or 0
 
     @property
     def length(self) -> int:
@@ -189,8 +194,15 @@ class VllmSession:
         if self._given:
             self._core.watch.reading.pop(self, None)
             # What a request was begun with may be in the prefix cache.
-            self.prefilled += self._given - (0 if self._held else output.num_cached_tokens or 0)
+            self.prefilled += self._given - (0 if self._held else self._found(output))
             self._given = 0
+
+    def _found(self, output: vllm.RequestOutput) -> int:
+        """Ids of a request that were in the prefix cache."""
+        cached: int = output.num_cached_tokens or 0
+        if self._cached is None:
+            self._cached = min(cached, self._prompt_length)
+        return cached
 
     async def _turn_is_over(self) -> None:
         """Where it was left before its end, what is under way is aborted."""
@@ -219,13 +231,13 @@ class VllmSession:
                 # But its last id, behind which the draft's first one is asked for.
                 output = await self._asked(self._ids[:-1], requests.for_reading())
                 self.steps += 1
-                self.prefilled += length - 1 - (output.num_cached_tokens or 0)
+                self.prefilled += length - 1 - self._found(output)
             self._read = length
             while True:
                 sampling = requests.for_check(top, bool(draft))
                 output = await self._asked([*self._ids, *draft], sampling)
                 self.steps += 1
-                cached = output.num_cached_tokens or 0
+                cached = self._found(output)
                 self.prefilled += length + len(draft) - cached
                 if not draft or cached < length:
                     break

@@ -116,7 +116,9 @@ class VllmFusedEngine(VllmEngine):
                         if output is None:
                             return
                         if watch.reading.pop(request_id, None) is not None:
-                            cost.prefilled += len(prompt) - (output.num_cached_tokens or 0)
+                            cached = output.num_cached_tokens or 0
+                            cost.prefilled += len(prompt) - cached
+                            cost.cached = cached if cost.cached is None else cost.cached
                         self._count(request_id, cost)
                         for position in _positions(output.outputs[0]):
                             if unread:
