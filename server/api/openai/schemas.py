@@ -27,7 +27,7 @@ class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptDetails
+    prompt_tokens_details: PromptDetails = sometimes("Not in traces of older servers.")
     completion_tokens_details: CompletionDetails = sometimes("Where a model has thought.")
     nudging: NudgingUsage = sometimes("Where both models took part.")
 

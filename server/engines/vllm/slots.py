@@ -33,7 +33,7 @@ from server.engines.vllm.device import sent
 from server.engines.vllm.lifeline import die_with_server
 from server.engines.vllm.logits import Adjustment, Followers
 from server.engines.vllm.wishes import Wish, force
-from server.engines.vllm.words import CLOSED, State, Words
+from server.engines.vllm.words import CLOSED, Words
 from server.text.grammar.follow import Vocabulary
 from server.text.tokenizer import Tokenizer
 
@@ -168,10 +168,10 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
             pushed = words.push(self._states[slots, before], ctx.input_ids)
             mine = written & (ctx.expanded_local_pos == local).unsqueeze(-1)
             self._states[slots, places] = torch.where(mine, pushed, now)
-        state = State.unpacked(self._states[slots, places])
-        between = self._greedy[slots] & state.open & (state.need == 0)
+        states = self._states[slots, places]
+        between = self._greedy[slots] & words.between(states)
         ends = between & words.starts_with_space(logits.argmax(-1))
-        return self._word[slots] & (state.complete | ends)
+        return self._word[slots] & (words.complete(states) | ends)
 
     def _bent(self, ctx: LogitsContext) -> Iterator[tuple[int, Adjustment]]:
         """Rows whose requests have more wishes; what these have written is read from the device."""

@@ -17,7 +17,7 @@ from server.text.words import SPACELESS
 
 _SPACE, _SPACELESS = 1, 2
 
-CLOSED = (0, 0, 0, 0, 0)
+CLOSED = (0, 0)
 """The state before a word's first token; see `State`."""
 
 
@@ -27,6 +27,8 @@ class State(NamedTuple):
     open: a whole non-whitespace character has been seen. ended: an end was, though the character
     after it may be under way. need: bytes that the character under way still wants. value: what it
     is so far. complete: the word is, and no later token is a part of it.
+
+    Packed it is two numbers: all but the value as bits (``_OPEN`` and so on), and the value.
     """
 
     open: torch.Tensor
@@ -35,51 +37,76 @@ class State(NamedTuple):
     value: torch.Tensor
     complete: torch.Tensor
 
-    def packed(self) -> torch.Tensor:
-        return torch.stack([column.to(torch.int32) for column in self], -1)
-
     @classmethod
     def unpacked(cls, states: torch.Tensor) -> State:
-        opened, ended, need, value, complete = states.unbind(-1)
-        return cls(opened > 0, ended > 0, need, value, complete > 0)
+        bits, value = states.unbind(-1)
+        opened, ended, complete = (bits & each > 0 for each in (_OPEN, _ENDED, _COMPLETE))
+        return cls(opened, ended, bits >> _NEED & 3, value, complete)
+
+
+_OPEN, _ENDED, _COMPLETE, _NEED = 1, 2, 4, 3
+_STATES = 32
+"""Of the bits; ``need`` is two of them, ``_NEED`` of them lower."""
+
+
+class _Tables(NamedTuple):
+    """tokens: `_row` of each id. The others: the functions of their names."""
+
+    tokens: torch.Tensor
+    shifts: torch.Tensor
+    kinds: torch.Tensor
+    following: torch.Tensor
 
 
 class Words:
-    """The rule over one vocabulary."""
+    """The rule over one vocabulary.
+
+    What follows of a state's bits, a token's, and the kind of a character is looked up, since a
+    device starts each operation on its own, and there is a step's time for few.
+    """
 
     def __init__(self, table: Sequence[bytes], size: int, device: torch.device) -> None:
         """``table``: the bytes of each id. ``size``: of the model's vocabulary."""
         rows = [_row(data) for data in table[:size]]
         rows += [_row(b"")] * (size - len(rows))
-        self._tokens = torch.tensor(rows, dtype=torch.int32)
-        self._kinds = _kinds()
-        self._on_device = self._tokens.to(device), self._kinds.to(device)
+        tokens = torch.tensor(rows, dtype=torch.int32)
+        self._host = _Tables(tokens, _shifts(), _kinds(), _following())
+        self._on_device = _Tables(*(each.to(device) for each in self._host))
 
     def starts_with_space(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self._on_device[0][tokens, _Row.space] > 0
+        return self._on_device.tokens[tokens, 0] & _SPACE_FIRST > 0
 
     def begun(self, tokens: Sequence[int]) -> list[int]:
         """The state of a word after these tokens, on the host."""
         states = torch.tensor([CLOSED], dtype=torch.int32)
         for token in tokens:
-            states = _push(self._tokens, self._kinds, states, torch.tensor([token]))
+            states = _push(self._host, states, torch.tensor([token]))
         found: list[int] = states[0].tolist()
         return found
 
     def push(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The states after one more token each, on the device."""
-        return _push(*self._on_device, states, tokens)
+        return _push(self._on_device, states, tokens)
+
+    def between(self, states: torch.Tensor) -> torch.Tensor:
+        """Whether each word is open, and no character under way: it ends where a space follows."""
+        return states[..., 0] & (_OPEN | 3 << _NEED) == _OPEN
+
+    def complete(self, states: torch.Tensor) -> torch.Tensor:
+        return states[..., 0] & _COMPLETE > 0
 
 
-class _Row:
-    """Columns of a token. Its bytes are: some that go on with a character under way (``lead`` of
-    them, whose bits are ``bits``; ``alone``: nothing else is there), then whole characters, then
-    the beginning of one (which wants ``need`` more, and is ``value`` so far)."""
+# -- a token's bits ------------------------------------------------------------------------------
 
-    lead, bits, alone, space, opens, ends_closed, ends_open, need, value = range(9)
+_ALONE, _SPACE_FIRST, _OPENS, _ENDS_CLOSED, _ENDS_OPEN, _LEAD, _WANTS = 1, 2, 4, 8, 16, 5, 7
+_TOKENS = 512
+"""Of the bits; ``lead`` and ``need`` are two each, so many lower."""
 
 
-def _row(data: bytes) -> tuple[int, ...]:
+def _row(data: bytes) -> tuple[int, int, int]:
+    """Of a token: its bits, ``bits`` and ``value``. Its bytes are: some that go on with a character
+    under way (``lead`` of them, whose bits are ``bits``; alone: nothing else is there), then whole
+    characters, then the beginning of one (which wants ``need`` more, and is ``value`` so far)."""
     lead = 0
     while lead < min(3, len(data)) and data[lead] & 0xC0 == 0x80:
         lead += 1
@@ -90,17 +117,16 @@ def _row(data: bytes) -> tuple[int, ...]:
     text = whole.decode("utf-8", "replace")
     inner = text.lstrip()
     spaceless = bool(SPACELESS.search(text))
-    return (
-        lead,
-        bits,
-        lead == len(data),
-        first_char(data).isspace(),
-        bool(inner),
-        spaceless or bool(re.search(r"\s", inner)),
-        spaceless or bool(re.search(r"\s", text)),
-        need,
-        value,
+    flags = (
+        _ALONE * (lead == len(data))
+        | _SPACE_FIRST * first_char(data).isspace()
+        | _OPENS * bool(inner)
+        | _ENDS_CLOSED * (spaceless or bool(re.search(r"\s", inner)))
+        | _ENDS_OPEN * (spaceless or bool(re.search(r"\s", text)))
+        | lead << _LEAD
+        | need << _WANTS
     )
+    return flags, bits, value
 
 
 def _tail(data: bytes) -> tuple[int, int, bytes]:
@@ -121,38 +147,70 @@ def _tail(data: bytes) -> tuple[int, int, bytes]:
 
 
 def _kinds() -> torch.Tensor:
-    kinds = torch.zeros(0x110000, dtype=torch.int8)
+    """Of each character, at ``_following``'s place for it."""
+    kinds = torch.zeros(0x110000, dtype=torch.int32)
     for code in range(0x110000):
         char = chr(code)
         if char.isspace():
             kinds[code] = _SPACE
     for found in SPACELESS.finditer("".join(map(chr, range(0x110000)))):
         kinds[found.start()] = _SPACELESS
-    return kinds
+    return kinds * (_TOKENS * _STATES)
 
 
-def _push(
-    table: torch.Tensor, kinds: torch.Tensor, states: torch.Tensor, tokens: torch.Tensor
-) -> torch.Tensor:
-    before, token = State.unpacked(states), table[tokens].unbind(-1)
-    lead, alone = token[_Row.lead], token[_Row.alone] > 0
-    under_way = before.need > 0
-    beyond = ~under_way & before.open & (token[_Row.space] > 0)
+def _push(tables: _Tables, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    before, value = states.unbind(-1)
+    token, bits, begun = tables.tokens[tokens].unbind(-1)
+    at = token * _STATES + before
+    left, right = tables.shifts[at].unbind(-1)
+    value = value << left | bits >> right
+    kind = tables.kinds[value.clamp(0, 0x10FFFF)]
+    after, goes_on = tables.following[kind + at].unbind(-1)
+    return torch.stack([after, torch.where(goes_on > 0, value, begun)], -1)
+
+
+def _all() -> tuple[torch.Tensor, torch.Tensor]:
+    """Every token's bits and every state's, a state's the lower ones."""
+    at = torch.arange(_TOKENS * _STATES, dtype=torch.int32)
+    return at // _STATES, at % _STATES
+
+
+def _shifts() -> torch.Tensor:
+    """By token and state: by how many bits the character under way makes room for the token's, and
+    how many of these are none of it."""
+    token, before = _all()
+    lead, need = token >> _LEAD & 3, before >> _NEED & 3
+    taken = torch.minimum(lead, need)
+    return torch.stack([6 * taken, 6 * (lead - taken)], -1)
+
+
+def _following() -> torch.Tensor:
+    """By the kind of the character under way, token and state: the state's bits behind the token,
+    and whether that character still goes on."""
+    found = []
+    token, before = _all()
+    lead, wants = token >> _LEAD & 3, token >> _WANTS & 3
+    alone, space, opens, ends_closed, ends_open = (
+        token & each > 0 for each in (_ALONE, _SPACE_FIRST, _OPENS, _ENDS_CLOSED, _ENDS_OPEN)
+    )
+    state = State.unpacked(torch.stack([before, torch.zeros_like(before)], -1))
+    under_way = state.need > 0
+    beyond = ~under_way & state.open & space
 
     # The character under way: it is finished, goes on, or was none.
-    taken = torch.minimum(lead, before.need)
-    value = (before.value << (6 * taken)) | (token[_Row.bits] >> (6 * (lead - taken)))
-    goes_on = under_way & (lead < before.need) & alone
-    finished = under_way & (lead >= before.need)
-    broken = ~goes_on & (lead > taken) | under_way & ~goes_on & ~finished
-    kind = kinds[value.clamp(0, 0x10FFFF)]
-    ended = before.ended | finished & ((kind == _SPACELESS) | before.open & (kind == _SPACE))
-    opened = before.open | finished & (kind != _SPACE) | broken
+    goes_on = under_way & (lead < state.need) & alone
+    finished = under_way & (lead >= state.need)
+    broken = ~goes_on & (lead > state.need) | under_way & ~goes_on & ~finished
+    for kind in (0, _SPACE, _SPACELESS):
+        ends = kind == _SPACELESS or state.open & (kind == _SPACE)
+        ended = state.ended | finished & ends
+        opened = state.open | finished & (kind != _SPACE) | broken
 
-    # What comes behind it.
-    ended = ended | torch.where(opened, token[_Row.ends_open], token[_Row.ends_closed]) > 0
-    opened = opened | (token[_Row.opens] > 0)
-    need = torch.where(goes_on, before.need - lead, token[_Row.need])
-    value = torch.where(goes_on, value, token[_Row.value])
-    complete = before.complete | beyond | ended & (need == 0)
-    return State(opened, ended, need, value, complete).packed()
+        # What comes behind it.
+        ended = ended | torch.where(opened, ends_open, ends_closed)
+        opened = opened | opens
+        need = torch.where(goes_on, state.need - lead, wants)
+        complete = state.complete | beyond | ended & (need == 0)
+        bits = opened * _OPEN | ended * _ENDED | complete * _COMPLETE | need << _NEED
+        found.append(torch.stack([bits, goes_on], -1))
+    return torch.cat(found).to(torch.int32)

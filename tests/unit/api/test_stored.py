@@ -58,6 +58,7 @@ TRACE: Json = {
         "prompt_tokens": 3,
         "completion_tokens": 4,
         "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 0},
         "nudging": {
             "nudged_tokens": 3,
             "base_tokens": 1,
@@ -80,6 +81,11 @@ def changed(change: Callable[[Json], object]) -> Json:
 
 def test_what_is_read_is_what_is_written():
     assert StoredTrace.model_validate(TRACE).stored() == TRACE
+
+
+def test_a_trace_of_before_the_cache_was_told_is_read():
+    old = changed(lambda trace: trace["usage"].pop("prompt_tokens_details"))
+    assert StoredTrace.model_validate(old).stored() == old
 
 
 def test_an_answer_of_one_model_is_a_trace_too():

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 
 from server.engines.vllm.device import sent
-from server.engines.vllm.words import CLOSED, State, Words
+from server.engines.vllm.words import CLOSED, Words
 
 KEPT = 20
 """Alternatives that are kept of each drafted position."""
@@ -157,27 +157,26 @@ class Rule:
         inside, word = self._inside[slots], self._words_so_far[slots]
         closed = torch.zeros_like(word)
         alive = ours & ~reading
-        for place in range(self._drafts + 1):
+        for place in range(self._drafts):
             there = alive & (length > place)
             row = torch.where(there, start + place, start)
-            if place < self._drafts:
-                draft = self.ids[slots, place, 0]
-                goes_on = inside & ~self._aligned_ends[draft] & ~self._begins_next(word, draft)
-                takes = goes_on | ~certain[row]
-                adds = there
-            else:  # nothing was drafted there
-                draft = torch.zeros_like(best[row])
-                goes_on = takes = torch.zeros_like(there)
-                adds = there & certain[row] & ~inside
+            draft = self.ids[slots, place, 0]
+            goes_on = inside & ~self._aligned_ends[draft] & ~self._begins_next(word, draft)
+            takes = goes_on | ~certain[row]
             token = torch.where(takes, draft, best[row])
-            out[:, place] = torch.where(adds, token, out[:, place])
-            added += adds.to(added.dtype)
+            out[:, place] = torch.where(there, token, out[:, place])
+            added += there.to(added.dtype)
             before = torch.where(goes_on.unsqueeze(-1), word, closed)
             after = self._words.push(before, draft)
-            opened = takes & ~State.unpacked(after).complete.bool()
-            inside = torch.where(adds, opened, inside)
-            word = torch.where(adds.unsqueeze(-1), after, word)
-            alive = adds & (token == draft)
+            inside = torch.where(there, takes & ~self._words.complete(after), inside)
+            word = torch.where(there.unsqueeze(-1), after, word)
+            alive = there & (token == draft)
+        # Behind the draft nothing was drafted: the base model's own, where it is certain.
+        there = alive & (length > self._drafts)
+        row = torch.where(there, start + self._drafts, start)
+        adds = there & certain[row] & ~inside
+        out[:, self._drafts] = torch.where(adds, best[row], out[:, self._drafts])
+        added += adds.to(added.dtype)
         self._inside[slots] = torch.where(ours & ~reading, inside, self._inside[slots])
         kept = (ours & ~reading).unsqueeze(-1)
         self._words_so_far[slots] = torch.where(kept, word, self._words_so_far[slots])
@@ -196,8 +195,7 @@ class Rule:
         return best, ~(doubts | self._base_ends[best])
 
     def _begins_next(self, word: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-        state = State.unpacked(word)
-        return state.open & (state.need == 0) & self._words.starts_with_space(token)
+        return self._words.between(word) & self._words.starts_with_space(token)
 
     def tell(
         self,
@@ -215,18 +213,17 @@ class Rule:
             ids, logprobs: (rows, columns), changed. slots: of each row, and its ``places`` among
                 those of its request, and whether that was ``reading``.
         """
-        ours, top = self._ours[slots], self._top[slots]
-        known = (places < self._drafts) & ~reading
-        place = places.clamp(max=self._drafts - 1)
-        for column in range(1, ids.shape[1]):
-            number = column - 1 - top  # among the aligned model's alternatives
-            its = ours & (number >= 0) & (number < top)
-            number = number.clamp(0, KEPT - 1)
-            said = torch.where(known, self.ids[slots, place, number] + ALIGNED, -column)
-            said = torch.where(its, said, ids[:, column] + BASE)
-            ids[:, column] = torch.where(ours, said, ids[:, column])
-            said = self.logprobs[slots, place, number]
-            logprobs[:, column] = torch.where(its, said, logprobs[:, column])
+        slot, place = slots.unsqueeze(-1), places.clamp(max=self._drafts - 1).unsqueeze(-1)
+        ours, top = self._ours[slot], self._top[slot]
+        known = ((places < self._drafts) & ~reading).unsqueeze(-1)
+        columns = torch.arange(1, ids.shape[1], device=ids.device)
+        number = columns - 1 - top  # among the aligned model's alternatives
+        its = ours & (number >= 0) & (number < top)
+        at = slot, place, number.clamp(0, KEPT - 1)
+        said = torch.where(known, self.ids[at] + ALIGNED, -columns)
+        said = torch.where(its, said, ids[:, 1:] + BASE)
+        ids[:, 1:] = torch.where(ours, said, ids[:, 1:])
+        logprobs[:, 1:] = torch.where(its, self.logprobs[at], logprobs[:, 1:])
 
 
 def told(position: Mapping[int, float]) -> tuple[Alternatives, Alternatives]:
