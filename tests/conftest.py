@@ -62,6 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: [name != group(item) for name in SHARED])
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """xdist names the groups in its tests' ids; one that can't would start everything twice."""
+    if getattr(session.config.option, "loadgroup", False):
+        assert all("@" in item.nodeid for item in session.items), "tests aren't grouped"
+
+
 @pytest.fixture(scope="session")
 async def registry() -> AsyncIterator[Registry]:
     """Real engines in this process: the demo pair, and the one with two tokenizers."""

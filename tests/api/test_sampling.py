@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from tests.conftest import Server
+from tests.thorough import first
 
 QUESTION = [{"role": "user", "content": "What is the capital of Galicor?"}]
 MODELS = ["demo", "demo:base", "demo:aligned"]
@@ -81,7 +82,7 @@ def test_n_answers_stream_beside_each_other(client: openai.OpenAI, temperature: 
     }
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", first(1, MODELS))
 def test_penalties_change_what_is_written(client: openai.OpenAI, model: str):
     fields = {"ignore_eos": True, "max_tokens": 120}
     plain = ask(client, model, **fields)

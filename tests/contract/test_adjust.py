@@ -20,6 +20,7 @@ from server.serving.registry import Registry
 from server.text.grammar.follow import Follower, Vocabulary
 from server.text.grammar.vetting import compile_schema, matches
 from tests.contract.conftest import GREEDY, PROMPTS, ids, opened, plain, run
+from tests.thorough import first
 
 SCHEMA = {
     "type": "object",
@@ -88,7 +89,7 @@ async def in_turns(session: Session, sampling: SamplingParams, count: int) -> To
 
 
 @pytest.mark.parametrize("wish", WISHES, ids=lambda wish: "+".join(wish))
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("prompt", first(1, PROMPTS))
 async def test_penalties_and_bias_reach_over_turns_and_over_the_other_models_text(
     real: Engine, prompt: str, wish: dict[str, Any]
 ):

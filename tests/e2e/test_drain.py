@@ -21,6 +21,7 @@ import pytest
 
 from tests.conftest import ROOT, Server, alive, all_gone, serve
 from tests.e2e.test_serve import free_port
+from tests.thorough import thorough
 
 LIMITS = str(ROOT / "tests" / "limits.yaml")
 CHAT = "/v1/chat/completions"
@@ -135,6 +136,7 @@ def test_a_server_that_writes_nothing_ends_at_once():
     assert "finishing" not in server.output
 
 
+@thorough
 def test_ctrl_c_at_a_terminal_does_not_reach_the_engines():
     """A terminal sends it to the whole process group: the engines must go on all the same."""
     url = f"http://127.0.0.1:{(port := free_port())}"

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.conftest import DEMO, Server, serve
+from tests.thorough import thorough
 
 SILENCE_S = 3
 CONFIG = f"""
@@ -263,6 +264,7 @@ async def test_an_engine_that_hangs_in_mid_stream_is_killed_and_started_again(
     assert engine_pids(server)["aligned"] != pid
 
 
+@thorough
 async def test_one_that_hangs_while_nobody_asks_is_found_out_by_whoever_asks_next(
     server: Server, client: httpx.AsyncClient
 ):
@@ -281,6 +283,7 @@ async def test_one_that_hangs_while_nobody_asks_is_found_out_by_whoever_asks_nex
     assert again.json()["choices"] == whole["choices"]
 
 
+@thorough
 async def test_it_gives_up_on_an_engine_that_keeps_dying(server: Server, client: httpx.AsyncClient):
     """After the tests above, which it counts too, the first death is one too many."""
     with contextlib.suppress(httpx.TransportError):

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, Server, alive, all_gone, serve
+from tests.thorough import thorough
 
 
 def test_it_shows_progress_and_ends_with_a_curl_line_that_works(live: Server):
@@ -51,6 +52,7 @@ def engine_processes(server: Server) -> list[int]:
     return found
 
 
+@thorough
 def test_while_the_engines_load_it_answers_and_can_be_ended():
     process = subprocess.Popen(
         [sys.executable, "-m", "server", "serve", "--port", str(port := free_port())],

@@ -12,6 +12,7 @@ import pytest
 
 from server.api.openai.schemas import ChatCompletion, ChatCompletionChunk
 from tests.conftest import ROOT
+from tests.thorough import first
 from tests.unit.api.served import application
 
 Json = dict[str, Any]
@@ -183,7 +184,9 @@ async def test_who_calls_nothing_is_answered_as_ever(client: httpx.AsyncClient):
     assert offered["choices"][0]["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize("model", ["talks", "talks-cross", "talks:base", "talks:aligned"])
+@pytest.mark.parametrize(
+    "model", ["talks", "talks-cross", *first(0, ["talks:base", "talks:aligned"])]
+)
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "now"}}])
 async def test_a_call_that_is_demanded_is_made_by_who_wanted_to_talk(
     client: httpx.AsyncClient, model: str, choice: Any
