@@ -270,7 +270,7 @@ async def test_law_3_every_committed_base_token_has_p1_of_gamma_or_more(
     await asyncio.gather(*(check(question, gamma) for question in QUESTIONS for gamma in GAMMAS))
 
 
-@pytest.mark.parametrize("pair", ["demo", "cross"])
+@pytest.mark.parametrize("pair", first(1, ["cross", "demo"]))
 async def test_base_steps_and_aligned_steps_stay_within_their_bounds(registry: Registry, pair: str):
     for gamma in GAMMAS:
         answers = await asyncio.gather(

@@ -162,6 +162,7 @@ async def test_a_death_in_mid_stream(server: Server, client: httpx.AsyncClient):
     assert 'nudge_engine_restarts_total{engine="base"} 1.0' in (await client.get("/metrics")).text
 
 
+@thorough
 async def test_two_deaths_at_once_are_two_starts_in_turn_and_leave_nothing_behind(
     server: Server, client: httpx.AsyncClient
 ):

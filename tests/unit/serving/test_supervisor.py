@@ -34,13 +34,15 @@ SOON = 20.0  # a start collects garbage first: seconds, on a busy machine
 
 
 class Mortal(ScriptedEngine):
-    """A scripted engine that can die."""
+    """A scripted engine that can die. looks: how often somebody has looked whether it lives."""
 
     dead = False
     closed = 0
+    looks = 0
 
     @property
     def alive(self) -> bool:
+        self.looks += 1
         return not self.dead
 
     async def check_health(self) -> None:
@@ -237,7 +239,8 @@ async def test_an_engine_that_lived_long_has_its_attempts_counted_anew(starter):
         supervised(registry, steady_s=0.02) as task,
     ):
         for death in range(5):
-            await asyncio.sleep(0.6)  # what a restart leaves behind is collected first
+            # What a restart leaves behind is collected first; then it is looked at every 1 ms.
+            await until(lambda: engine(registry, "base").looks > 40)
             engine(registry, "base").dead = True
             await until(lambda death=death: registry.engines.restarts["base"] == death + 1)
         assert not task.done()
