@@ -6,7 +6,6 @@ Knows: which systems are compared, and in which order. Does not know: how one is
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,8 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scripts.benchmark import fused, http, pairs, replay, report, scheduled
 from scripts.benchmark.elsewhere import Elsewhere, Way, running
 from scripts.benchmark.measure import (
+    BASE,
     Run,
     System,
+    compared,
     gamma_for,
     machine,
     prompts,
@@ -31,7 +32,6 @@ from scripts.benchmark.measure import (
 )
 from server.serving.registry import Registry
 
-BASE = System("base alone", role="base")
 ALIGNED = System("aligned alone", role="aligned")
 AUTHORS = System("A: authors' alternation", policy="reference")
 REQUESTS = System("B: a request a turn")
@@ -95,33 +95,7 @@ async def compare(
                         done.wire = await its.wire() - before if its else 0
                         runs[system].append(done)
                         bar.advance(task)
-                rows += _rows(pair, share, gamma, streams, runs)
-    return rows
-
-
-def _rows(
-    pair: pairs.Pair, share: float, gamma: float, streams: int, runs: dict[System, list[Run]]
-) -> list[report.Row]:
-    rows = []
-    for system, mine in runs.items():
-        figures = [each.figures() for each in mine]
-        median = {name: statistics.median(each[name] for each in figures) for name in figures[0]}
-        ratios = [
-            own.tokens_per_s / base.tokens_per_s for own, base in zip(mine, runs[BASE], strict=True)
-        ]
-        rows.append(
-            report.Row(
-                pair.name,
-                share,
-                gamma,
-                streams,
-                system.name,
-                statistics.median(ratios),
-                min(ratios),
-                max(ratios),
-                median,
-            )
-        )
+                rows += compared(pair.name, share, gamma, streams, runs)
     return rows
 
 
@@ -139,9 +113,7 @@ async def replayed(
                 out.print(f"  replayed, {streams} at once, {system.name}")
                 runs[system].append(await replay.replay(registry, pair, system, asked, streams))
         words = [sum(each) for each in zip(*(span for plan in plans for span in plan), strict=True)]
-        rows += _rows(
-            replace(pair, name=f"{pair.name}, replayed"), words[0] / sum(words), 0.0, streams, runs
-        )
+        rows += compared(f"{pair.name}, replayed", words[0] / sum(words), 0.0, streams, runs)
     return rows
 
 

@@ -11,12 +11,13 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from scripts.benchmark.elsewhere import Way
 from scripts.benchmark.pairs import QUESTIONS, Pair
+from scripts.benchmark.report import Row
 from server.core import AnswerRequest, Finished, Message, NudgingConfig, SamplingParams, Usage
 from server.decoding.nudged import Nudged
 from server.decoding.speculation.predraft import ReadAlong
@@ -45,6 +46,10 @@ class System:
     eager: bool = False
     way: Way | None = None
     served: str = "pair"
+
+
+BASE = System("base alone", role="base")
+"""Beside which all are measured."""
 
 
 @dataclass
@@ -104,7 +109,7 @@ async def run(
     for engine in registry.engines.values():
         if isinstance(engine, VllmEngine):
             engine.resumable = system.resumable
-    served = registry.resolve(f"pair:{system.role}" if system.role else system.served)
+    served = registry.resolve(":".join(filter(None, (system.served, system.role))))
     nudging = NudgingConfig(
         gamma=gamma,
         policy=system.policy,  # type: ignore[arg-type]
@@ -168,6 +173,22 @@ async def gamma_for(registry: Registry, pair: Pair, share: float) -> tuple[float
             found = (gamma, got, round(done.tokens / done.answers))
         low, high = (gamma, high) if got < share else (low, gamma)
     return found
+
+
+def compared(
+    pair: str, share: float, gamma: float, streams: int, runs: Mapping[System, Sequence[Run]]
+) -> list[Row]:
+    """A row for each system, of its runs, beside the base model's alone of the same repeats."""
+    rows = []
+    for system, mine in runs.items():
+        figures = [each.figures() for each in mine]
+        median = {name: statistics.median(each[name] for each in figures) for name in figures[0]}
+        ratios = [
+            own.tokens_per_s / base.tokens_per_s for own, base in zip(mine, runs[BASE], strict=True)
+        ]
+        spread = statistics.median(ratios), min(ratios), max(ratios)
+        rows.append(Row(pair, share, gamma, streams, system.name, *spread, median))
+    return rows
 
 
 def memory_mib(pid: int | str = "self") -> float:

@@ -91,7 +91,7 @@ def deepened(folder: Path, layers: int, wide: int | None = None, **engine: Any) 
     state = trained.state_dict()
     for name, weight in state.items():
         if ".mlp." in name:  # of the hidden size by narrow, or the other way round
-            wider = deep.get_parameter(name).detach().clone().zero_()
+            wider = torch.zeros_like(deep.get_parameter(name))
             wider[: weight.shape[0], : weight.shape[1]] = weight
             state[name] = wider
     deep.load_state_dict(state, strict=False)
@@ -99,8 +99,7 @@ def deepened(folder: Path, layers: int, wide: int | None = None, **engine: Any) 
         for layer in deep.model.layers[own:]:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-    dtype = getattr(torch, engine.get("dtype", "float32"))
-    size = _save(base, deep.to(dtype), DEMO / "base")
+    size = _save(base, deep, DEMO / "base", engine.get("dtype", "float32"))
     about = (
         f"the embedded demo pair, its base model with {layers} layers instead of {own}"
         f" ({size / 1e6:.1f} M parameters without embeddings)"
@@ -124,7 +123,7 @@ def _make(folder: Path, width: int, layers: int, seed: int, dtype: str) -> int:
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(seed)
-    return _save(folder, _drawn(config).to(getattr(torch, dtype)), DEMO / "aligned")
+    return _save(folder, _drawn(config), DEMO / "aligned", dtype)
 
 
 def _drawn(config: LlamaConfig) -> LlamaForCausalLM:
@@ -133,9 +132,9 @@ def _drawn(config: LlamaConfig) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
-def _save(folder: Path, model: LlamaForCausalLM, tokenizer: Path) -> int:
+def _save(folder: Path, model: LlamaForCausalLM, tokenizer: Path, dtype: str) -> int:
     """Returns the number of weights, without embeddings."""
-    model.to("cpu").save_pretrained(folder)
+    model.to("cpu", getattr(torch, dtype)).save_pretrained(folder)
     torch.cuda.empty_cache()  # an engine's turn
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     weights = sum(each.numel() for each in model.parameters())

@@ -10,14 +10,13 @@ Knows: the registry, what is compared. Does not know: how it is shown.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from scripts.benchmark import pairs
-from scripts.benchmark.measure import Run, System, prompts, run
+from scripts.benchmark.measure import BASE, Run, System, compared, prompts, run
 from scripts.benchmark.report import Row
 from scripts.gpu import engines
 from server.config import Settings
@@ -32,7 +31,6 @@ HIDDEN = 256
 """Size of the demo's base model."""
 
 REPEATS = 3
-BASE = System("base alone", role="base")
 TWO = System("two engines", resumable=True)
 ONE = System("one engine", served="one")
 
@@ -65,18 +63,17 @@ async def measure() -> dict[str, Any]:
             length = 0
             for streams in engines.rows():
                 asked = prompts(max(2 * streams, 8) if engines.count() >= 10 else streams)
-                found: list[dict[System, Run]] = []
+                runs: dict[System, list[Run]] = {TWO: [], ONE: [], BASE: []}
                 for _ in range(1 + repeats):  # once in vain: a batch of a size may be compiled for
-                    once: dict[System, Run] = {}
-                    for system in (TWO, ONE, BASE):
+                    for system, mine in runs.items():
                         most = length if system is BASE else pair.max_tokens
-                        once[system] = await run(
-                            registry, pair, system, GAMMA, asked, streams, most
-                        )
+                        done = await run(registry, pair, system, GAMMA, asked, streams, most)
+                        mine.append(done)
                         if system is TWO:
-                            length = round(once[TWO].tokens / once[TWO].answers)
-                    found.append(once)
-                rows += _rows(streams, found[1:])
+                            length = round(done.tokens / done.answers)
+                kept = {system: mine[1:] for system, mine in runs.items()}
+                share = kept[TWO][0].usage.nudged_share
+                rows += compared("one engine", share, GAMMA, streams, kept)
             same, of = await _same(registry, prompts(32 if engines.count() >= 10 else 2))
             about = {
                 name: engines.told(engine)
@@ -93,18 +90,6 @@ async def measure() -> dict[str, Any]:
         "engines": about,
         "rows": [asdict(each) for each in rows],
     }
-
-
-def _rows(streams: int, found: list[dict[System, Run]]) -> list[Row]:
-    rows = []
-    for system in found[0]:
-        ratios = [each[system].tokens_per_s / each[BASE].tokens_per_s for each in found]
-        figures = [each[system].figures() for each in found]
-        median = {name: statistics.median(each[name] for each in figures) for name in figures[0]}
-        spread = statistics.median(ratios), min(ratios), max(ratios)
-        share = median["nudged_share"]
-        rows.append(Row("one engine", share, GAMMA, streams, system.name, *spread, median))
-    return rows
 
 
 async def _same(registry: Registry, asked: list[str]) -> tuple[int, int]:

@@ -144,25 +144,23 @@ class Client:
         try:
             with self._failures():
                 sent = self._send("POST", way.path, way.turn(asked), session)
-                async with aclosing(await self._heard(sent)) as response:
+                response = await self._heard(sent)
+                events, finished = Events(), False
+                chunks: Any = response.aiter_raw()
+                async with aclosing(response), aclosing(chunks) as raw:
                     if response.status_code != 200:
                         raise self._refusal(response, await self._heard(response.aread()))
-                    events, finished = Events(), False
-                    chunks: Any = response.aiter_raw()
-                    async with aclosing(chunks) as raw:
-                        while (data := await self._heard(anext(raw, None))) is not None:
-                            self.watch.reading.pop(key, None)
-                            for event in events.push(data):
-                                if "error" in event:
-                                    raise Failed("failed", f"{self.url}: {_message(event)}")
-                                chunk = way.chunk(event, asked.params.reported)
-                                if chunk.finish not in (None, "stop", "length"):
-                                    raise Failed(
-                                        "failed", f"{self.url} ended with {chunk.finish!r}"
-                                    )
-                                if not finished and (chunk.positions or chunk.finish):
-                                    finished = chunk.finish is not None
-                                    yield chunk
+                    while (data := await self._heard(anext(raw, None))) is not None:
+                        self.watch.reading.pop(key, None)
+                        for event in events.push(data):
+                            if "error" in event:
+                                raise Failed("failed", f"{self.url}: {_message(event)}")
+                            chunk = way.chunk(event, asked.params.reported)
+                            if chunk.finish not in (None, "stop", "length"):
+                                raise Failed("failed", f"{self.url} ended with {chunk.finish!r}")
+                            if not finished and (chunk.positions or chunk.finish):
+                                finished = chunk.finish is not None
+                                yield chunk
                 if not finished:
                     raise Failed("lost", f"{self.url} broke a turn off")
         finally:

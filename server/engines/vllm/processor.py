@@ -21,7 +21,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from server.engines.vllm import wishes
-from server.engines.vllm.device import sent
+from server.engines.vllm.device import staged
 from server.engines.vllm.lifeline import die_with_server
 from server.engines.vllm.logits import Adjustment, Followers
 from server.engines.vllm.wishes import Wish, force
@@ -67,6 +67,7 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
         die_with_server()
         self._model = vllm_config.model_config
         self._device = device
+        self._pinned = is_pin_memory
         rows = vllm_config.scheduler_config.max_num_seqs
         # By row, on the device: changed where the batch is, or a word's state.
         self._stop = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -101,7 +102,7 @@ class NudgeStop(LogitsProcessor):  # type: ignore[misc]  # mypy doesn't read vLL
 
     def _send(self, to: torch.Tensor, values: list[Any]) -> None:
         """To the device's first rows, without waiting until they have arrived."""
-        to[: len(values)].copy_(sent(values, to.dtype, to.device))
+        to[: len(values)].copy_(staged(values, to.dtype, self._pinned), non_blocking=True)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         # p1 is the model's own: of the logits before anything else touches them.

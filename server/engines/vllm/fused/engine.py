@@ -118,7 +118,8 @@ class VllmFusedEngine(VllmEngine):
                         if watch.reading.pop(request_id, None) is not None:
                             cached = output.num_cached_tokens or 0
                             cost.prefilled += len(prompt) - cached
-                            cost.cached = cached if cost.cached is None else cost.cached
+                            if cost.cached is None:
+                                cost.cached = cached
                         self._count(request_id, cost)
                         for position in _positions(output.outputs[0]):
                             if unread:
