@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import gc
 import multiprocessing
+import time
 
 import pytest
 
 from server.core import ConfigError, EngineUnavailable
+from server.engines.vllm import engine
 from server.engines.vllm.engine import VllmEngine
 from tests.conftest import DEMO
 
@@ -37,6 +39,21 @@ async def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process():
     with pytest.raises(EngineUnavailable, match="did not start within 3 s"):
         await VllmEngine.start("x", ARGS, timeout_s=3)
     assert set(multiprocessing.active_children()) <= before  # other engines may just be ending
+
+
+async def test_a_start_that_is_given_up_before_it_has_a_process_leaves_none(monkeypatch):
+    """As on a busy machine, where vLLM takes seconds before it starts one."""
+    construct, before = engine._construct, set(multiprocessing.active_children())
+
+    def slow(*args: object) -> object:
+        time.sleep(1)
+        return construct(*args)
+
+    monkeypatch.setattr(engine, "_construct", slow)
+    with pytest.raises(EngineUnavailable, match="did not start within 0 s"):
+        await VllmEngine.start("x", ARGS, timeout_s=0.1)
+    await asyncio.sleep(1)
+    assert set(multiprocessing.active_children()) <= before
 
 
 async def test_a_start_that_is_cut_off_leaves_no_process_and_says_nothing():

@@ -11,7 +11,8 @@ import contextlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any, Self, TypeGuard
 
@@ -65,6 +66,9 @@ log = logging.getLogger("nudge")
 SIZED_SHARE = 0.05
 """``gpu_memory_utilization`` of an engine whose cache has a size of its own. It sizes nothing then,
 but that much of the GPU has to be free at the start, and by default nearly all of it."""
+
+GIVE_UP_S = 30.0
+"""How long a start that was given up is waited for, which may have no process yet to kill."""
 
 EXIT_S = 1.0
 """How long an engine process may take to end before it is killed. It has nothing to save."""
@@ -141,10 +145,7 @@ class VllmEngine:
             started = bool((await asyncio.wait({loading}, timeout=timeout_s))[0])
         finally:
             if not started:
-                # A thread can't be cancelled, but its constructor fails once its child is dead.
-                for child in set(multiprocessing.active_children()) - children:
-                    child.kill()
-                await asyncio.wait({loading}, timeout=10)
+                await _given_up(loading, children)
         if not started:
             raise late
         try:
@@ -277,6 +278,24 @@ def _count_outputs(core: Core) -> None:
         return process(outputs, *args, **kwargs)
 
     processor.process_outputs = heard
+
+
+async def _given_up(loading: asyncio.Task[AsyncLLM], others: Collection[BaseProcess]) -> None:
+    """Leave nothing of a start. A thread can't be cancelled, but its constructor fails once its
+    child is dead; it may have none yet, and then has one soon.
+
+    Args:
+        loading: the start.
+        others: the processes that are not its.
+    """
+    asked = time.monotonic()
+    done = False
+    while not done and time.monotonic() < asked + GIVE_UP_S:
+        done = bool((await asyncio.wait({loading}, timeout=0.1))[0])
+        for child in multiprocessing.active_children():
+            if child not in others:
+                child.kill()
+                await asyncio.to_thread(child.join, 1)
 
 
 async def _shut_down(llm: AsyncLLM) -> None:
