@@ -73,6 +73,8 @@ class Nudged:
 
     async def write(self, out: Output) -> End:
         policy = self.policy
+        if policy.base_may_speak and not self.request.ignore_eos:
+            out.hold_rounds()
         try:
             while policy.turn is not Turn.DONE:
                 policy.guarded = self._guarded

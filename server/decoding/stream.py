@@ -25,6 +25,7 @@ from server.core import (
     StopReason,
     Usage,
 )
+from server.decoding.loops import ThirdRounds
 from server.text.stops import StopStrings
 from server.text.tokenizer import TextOffsets
 
@@ -36,6 +37,10 @@ T = TypeVar("T")
 
 CHANNEL_BYTES = 2**20
 """That wait for a slow reader, about; then the writers wait too."""
+
+
+_ROUNDS: tuple[StopReason, ...] = ("repetition", "repeated_round")
+"""Ends of an answer whose last round is not to be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,8 @@ class _StopString(Exception):
 
 
 class Output:
-    """What a writer writes to. Nothing of a stop string gets out.
+    """What a writer writes to. Nothing of a stop string gets out, nor of the round of a
+    repetition that ended the answer, where the writer looks for such (`hold_rounds`).
 
     A stop string counts from the piece on with which ``min_tokens`` are exceeded. waited_s: for
     the reader.
@@ -97,7 +103,9 @@ class Output:
         self._observe = observe
         self._cost = cost
         self._matcher = StopStrings(request.stop)
+        self._rounds: ThirdRounds | None = None
         self._held: deque[Piece] = deque()
+        self._length = 0  # of their text
         self._tokens = 0
         self._written: list[str] | None = [] if request.grammar is not None else None
         self.waited_s = 0.0
@@ -107,15 +115,36 @@ class Output:
         self._tokens += piece.tokens
         if self._written is not None:
             self._written.append(piece.text)
-        if not self._matcher.watches or self._tokens <= self.request.min_tokens:
-            self._channel.put(self._item(piece), weight(piece))
+        rounds = 0 if self._rounds is None else self._rounds.push(piece.text)
+        if self._tokens <= self.request.min_tokens or not (rounds or self._watches):
+            self._let_go(self._length)
+            self._put(piece)
             return
         self._held.append(piece)
+        self._length += len(piece.text)
         free, matched = self._matcher.push(piece.text)
-        for ready in _release(self._held, free):
-            self._channel.put(self._item(ready), weight(ready))
         if matched is not None:
+            self._let_go(self._length - len(self._matcher.held) + free)
             raise _StopString(matched)
+        self._let_go(self._length - max(rounds, len(self._matcher.held)))
+
+    def hold_rounds(self) -> None:
+        """From here on, what comes round the third time waits until the writer lets it."""
+        self._rounds = ThirdRounds()
+
+    @property
+    def _watches(self) -> bool:
+        return self._matcher.watches or bool(self._held)
+
+    def _let_go(self, free: int) -> None:
+        """The first ``free`` characters of what is held go out."""
+        free = max(0, free)
+        self._length -= free
+        for ready in _release(self._held, free):
+            self._put(ready)
+
+    def _put(self, piece: Piece) -> None:
+        self._channel.put(self._item(piece), weight(piece))
 
     def _item(self, event: Event) -> Item:
         if self._observe is not None:
@@ -134,10 +163,9 @@ class Output:
         self.waited_s += clock() - began
 
     def flush(self) -> None:
-        """There is no more: what was held back is no stop string."""
+        """There is no more: what was held back is the answer's."""
         while self._held:
-            piece = self._held.popleft()
-            self._channel.put(self._item(piece), weight(piece))
+            self._put(self._held.popleft())
 
     def end(self, finished: Finished) -> None:
         """How the answer ended."""
@@ -164,7 +192,8 @@ async def answer(writer: Writer, out: Output, matches: Matches | None = None) ->
     except _StopString as found:
         finished = Finished("stop_string", writer.usage(), found.matched)
     else:
-        out.flush()
+        if end.stop_reason not in _ROUNDS:
+            out.flush()
         ended = end.stop_reason in ("aligned_end", "end_of_text")
         if grammar is not None and matches is not None and ended:
             await _compare(grammar, out.text, matches)

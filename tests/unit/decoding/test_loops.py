@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.decoding.loops import CYCLE, RepeatedPhrase, RepeatedSentences
+from server.decoding.loops import CYCLE, RepeatedPhrase, RepeatedSentences, ThirdRounds
 
 
 def most(text: str, size: int = 3) -> int:
@@ -123,3 +123,90 @@ def test_once_it_has_stopped_it_can_begin_again():
 def test_lines_tables_and_lists_are_no_phrases(text: str):
     for size in (1, 4, 1000):
         assert levels(text, size) == []
+
+
+# -- third rounds ----------------------------------------------------------------------------------
+
+
+def shown(text: str, size: int) -> tuple[str, bool]:
+    """What is seen of a text that comes in pieces, and whether a guard ended it."""
+    rounds, sentences, phrase = ThirdRounds(), RepeatedSentences(), RepeatedPhrase()
+    told = out = 0
+    for start in range(0, len(text), size):
+        piece = text[start : start + size]
+        told += len(piece)
+        out = max(out, told - rounds.push(piece))
+        if sentences.times(piece) > 2 or phrase.level(piece) > 1:
+            return text[:out], True
+    return text[:out], False
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("before", "cycle"),
+    [
+        ("", f"{MOON} "),
+        ("The moon. ", f"{MOON} The sun shines by day. "),
+        ("List:\n", "".join(f"This is sentence {'abcdef'[i]} of it.\n" for i in range(CYCLE))),
+        ("Snow", ", a silent witness"),
+        ("", "It is so, and it isn't: "),
+        ("", WIDE),
+    ],
+)
+def test_of_what_goes_round_two_rounds_are_seen(before: str, cycle: str, size: int):
+    seen, ended = shown(before + cycle * 9, size)
+    assert ended
+    assert seen.rstrip() == (before + cycle * 2).rstrip()
+
+
+def test_the_number_of_a_list_s_item_is_not_seen_either():
+    text = "".join(f"{i}. **Lemon and cherry**\n" for i in range(1, 9))
+    assert shown(text, 3) == ("1. **Lemon and cherry**\n2. **Lemon and cherry**", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "late"),
+    [
+        (f"{MOON} {MOON} It is the only one.", 0),
+        ("A b c d e f g h. " * 2 + "A b c d e", 9),  # too short for a sentence, no phrase
+        (f"{MOON} {MOON} The sun.", 0),
+        (" a silent witness," * 2 + " a silent one", 0),
+        ("| a | b |\n|---|---|\n" + "| no | no |\n" * 3 + "| yes | no |\n", 0),
+        (f"{MOON} {MOON} It is the", len(" It is the")),
+    ],
+)
+def test_what_turns_out_to_be_another_text_is_seen_as_soon_as_it_does(text: str, late: int):
+    seen, ended = shown(text, 1)
+    assert not ended
+    assert seen == text[: len(text) - late]
+
+
+def test_what_nobody_ended_is_seen():
+    """Where the guards are off."""
+    rounds = ThirdRounds()
+    text = f"{MOON} " * 8
+    waits = [rounds.push(text[i : i + 2]) for i in range(0, len(text), 2)]
+    assert max(waits) <= 2 * (len(MOON) + 2)
+    assert not any(waits[len(waits) // 2 :])
+    phrase = [rounds.push(" a silent witness,") for _ in range(30)]
+    assert not any(phrase[10:])
+
+
+PARTS = [f"{MOON} ", f"2. {MOON}\n", "The sun shines by day. ", "\n", " x ", "3.", "so it goes, "]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=40), st.integers(1, 9))
+def test_nothing_is_seen_three_times_where_that_ended_the_text(parts: list[str], size: int):
+    text = "".join(parts)
+    seen, ended = shown(text, size)
+    assert text.startswith(seen)
+    if ended:
+        assert most(seen, 1) <= 2
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=40), st.integers(1, 9))
+def test_a_text_waits_for_no_more_than_its_last_rounds(parts: list[str], size: int):
+    text = "".join(parts)
+    sentences = RepeatedSentences()
+    if max((sentences.times(part) for part in parts), default=0) < 2 and not levels(text, 1):
+        assert len(shown(text, size)[0]) >= len(text) - 24

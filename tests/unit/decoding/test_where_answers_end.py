@@ -176,9 +176,12 @@ MOON = " It is the only satellite of the earth."
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_sentence_that_comes_again_is_a_doubt_and_then_the_end(way: str):
     said = f"The moon.{MOON * 5}"
-    spans, end, rejected = await told(engine((said, 0.9)), engine((said, 0.9)), way)
-    assert text(spans) == f"The moon.{MOON * 3}"
+    spans, end, _ = await told(engine((said, 0.9)), engine((said, 0.9)), way)
+    assert text(spans) == f"The moon.{MOON * 2}"  # the third is not told
     assert end.stop_reason == "repetition"
+    doubtful = engine((f"The moon.{MOON * 2} Yes. ", 0.9))
+    spans, end, rejected = await told(engine((said, 0.9)), doubtful, way)
+    assert text(spans).startswith(f"The moon.{MOON * 2} Yes.")
     assert rejected[:2] == [None, " It"]
 
 
@@ -186,7 +189,7 @@ async def test_with_a_nudge_inside_each_time_too():
     said = ("It is the", 0.9), (" only", 0.2), (" satellite of the earth. ", 0.9)
     whole = "It is the only satellite of the earth. " * 6
     spans, end, _ = await told(engine(*said * 6), engine((whole, 0.9)))
-    assert text(spans).rstrip() == (whole[: len(whole) // 2]).rstrip()
+    assert text(spans) == whole[: len(whole) // 3].rstrip()
     assert end.stop_reason == "repetition"
 
 
