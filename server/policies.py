@@ -77,6 +77,7 @@ _ADJUSTED = (
     "logit_bias",
     "response_format",
     "tools",
+    "thinking_token_budget",
 )
 """What changes which token is drawn. (``top_p`` and the like are nothing to who is greedy.)"""
 

@@ -20,6 +20,7 @@ from server.core import (
     Message,
     NudgingConfig,
     SamplingParams,
+    ThinkingLimit,
     TokenIds,
     Tool,
 )
@@ -163,6 +164,7 @@ class Ask:
     answer: what is asked of each answer, but for what the served model and the schema add to it
         (`request`).
     sampling: what is set of `SamplingParams`. nudging: what is set of `NudgingConfig`.
+    thinking_tokens: what may be thought before an answer, at most; None: as much as is.
     schema: the JSON schema that an answer must match. form: what else it must; one of the two.
     n: independent answers to each prompt.
     priority: of those that wait, the lowest comes first.
@@ -179,6 +181,7 @@ class Ask:
     answer: AnswerRequest
     sampling: Mapping[str, Any] = field(default_factory=dict)
     nudging: Mapping[str, Any] = field(default_factory=dict)
+    thinking_tokens: int | None = None
     schema: Json | None = None
     form: Form | None = None
     n: int = 1
@@ -196,14 +199,16 @@ class Ask:
         stop: tuple[str, ...] = (),
         *,
         marked: bool = False,
+        thinking: ThinkingLimit | None = None,
     ) -> AnswerRequest:
         """``defaults``, ``stop``: the served model's. ``grammar``: of `schema`, or of tools.
-        ``marked``: see `AnswerRequest`."""
+        ``marked``, ``thinking``: see `AnswerRequest`."""
         return replace(
             self.answer,
             sampling=replace(defaults, **self.sampling),
             grammar=grammar,
             marked=marked,
+            thinking=thinking,
             stop=self.answer.stop or (() if self.no_stop else stop),
         )
 
@@ -223,6 +228,8 @@ class Ask:
                 return self.answer.top_logprobs is not None
             case "response_format":
                 return self.schema is not None or self.form is not None
+            case "thinking_token_budget":
+                return self.thinking_tokens is not None and "thinking" not in self.passed_over
             case "tools":
                 return isinstance(self.prompt, Chat) and self.prompt.tools is not None
             case "repetition_penalty":

@@ -25,7 +25,14 @@ from server.api.limits import check_request
 from server.api.prompts import rendered, seen
 from server.api.respond import Answers, respond
 from server.api.store import shelf
-from server.core import AnswerRequest, Grammar, Message, NudgingConfig, PromptPair
+from server.core import (
+    AnswerRequest,
+    Grammar,
+    Message,
+    NudgingConfig,
+    PromptPair,
+    ThinkingLimit,
+)
 from server.decoding.parsing import Parser, Plain
 from server.decoding.stream import Writer
 from server.policies import POLICIES
@@ -71,7 +78,13 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
         grammar = await _grammar(request, registry, served, ask, pairs)
         parser = _parser(registry, served, ask, pairs)
         marked = parser is not Plain
-        answer = ask.request(served.sampling, grammar, served.stop, marked=marked)
+        answer = ask.request(
+            served.sampling,
+            grammar,
+            served.stop,
+            marked=marked,
+            thinking=_thinking(registry, served, ask, pairs, nudging),
+        )
         answer = replace(answer, session=answer.session or _session(request))
         writers = await _read_text(
             ask, lambda: _writers(registry, served, ask, pairs, answer, nudging)
@@ -87,8 +100,8 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
         response = await respond(request, answers, reply)
         if offered and not _offers_tools(ask):
             response.headers["X-Nudge-Tools"] = "unseen"
-        if ask.passed_over:
-            response.headers["X-Nudge-Passed-Over"] = ", ".join(ask.passed_over)
+        if passed_over := set(ask.passed_over) - ({"thinking"} if answer.thinking else set()):
+            response.headers["X-Nudge-Passed-Over"] = ", ".join(sorted(passed_over))
         if served.degraded:
             response.headers["X-Nudge-Degraded"] = "aligned"
         return response
@@ -245,13 +258,42 @@ def _parser(registry: Registry, served: Served, ask: Ask, pairs: Pairs) -> Calla
         return Plain
     (pair,) = pairs
     assert pair is not None
-    # A schema from the answer's beginning on leaves no room for thoughts.
-    thinks = ask.prompt.end != "continued" and (
-        (ask.schema is None and ask.form is None) or ask.prompt.tools is not None
-    )
     return registry.parser(
-        served, calls=ask.prompt.tools is not None, thinks=thinks, thinking=pair.thinking
+        served,
+        calls=ask.prompt.tools is not None,
+        thinks=_may_think(ask, ask.prompt),
+        thinking=pair.thinking,
     )
+
+
+def _may_think(ask: Ask, chat: Chat) -> bool:
+    """A schema from the answer's beginning on leaves no room for thoughts."""
+    free = ask.schema is None and ask.form is None
+    return chat.end != "continued" and (free or chat.tools is not None)
+
+
+def _thinking(
+    registry: Registry, served: Served, ask: Ask, pairs: Pairs, nudging: NudgingConfig
+) -> ThinkingLimit | None:
+    """How much may be thought. Raises `ApiError` where that has no effect, unless a client can't
+    do without it."""
+    field, chat = "thinking_token_budget", ask.prompt
+    if ask.thinking_tokens is None:
+        return None
+    mixed = served.role == "nudged" and not served.degraded
+    deaf = mixed and field in POLICIES[nudging.policy].refuses
+    if isinstance(chat, Chat) and _may_think(ask, chat) and not deaf:
+        (pair,) = pairs
+        assert pair is not None
+        calls = chat.tools is not None
+        limit = registry.thinking_limit(
+            served, ask.thinking_tokens, calls=calls, thinking=pair.thinking
+        )
+        if limit is not None:
+            return limit
+    if "thinking" in ask.passed_over:
+        return None
+    raise ApiError(400, f"{field!r} has no effect: this answer has no thoughts", param=field)
 
 
 def _echo(registry: Registry, served: Served, ask: Ask) -> list[str] | None:

@@ -41,6 +41,7 @@ from server.core.request import (
     Grammar,
     NudgingConfig,
     SamplingParams,
+    ThinkingLimit,
 )
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "ScoredToken",
     "Speaker",
     "StopReason",
+    "ThinkingLimit",
     "TokenIds",
     "Tool",
     "ToolCall",

@@ -94,6 +94,25 @@ class Grammar:
         return bool(self.opens)
 
 
+@dataclass(frozen=True, slots=True)
+class ThinkingLimit:
+    """How much is to be thought before an answer.
+
+    tokens: of the thoughts, at most. opens, closes: what stands in front of them and behind.
+    thinking: whether the answer begins in them. marker: what ends them too, of a tool call.
+    """
+
+    tokens: int
+    opens: str
+    closes: str
+    thinking: bool = False
+    marker: str = ""
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return (self.closes, self.marker) if self.marker else (self.closes,)
+
+
 UNLIMITED = 2**31
 """For ``max_tokens``: more than any context holds."""
 
@@ -114,6 +133,7 @@ class AnswerRequest:
     grammar: what the answer as a whole must match.
     marked: whether it is marked up, with calls or thoughts: a model reads the other one's marks as
         its own.
+    thinking: how much may be thought before it; None: as much as is.
     session: a client's name for what belongs together, where engines run elsewhere: what is asked
         with one name goes to the same server.
     """
@@ -129,6 +149,7 @@ class AnswerRequest:
     traced: bool = True
     grammar: Grammar | None = None
     marked: bool = False
+    thinking: ThinkingLimit | None = None
     session: str | None = None
 
     @property

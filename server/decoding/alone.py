@@ -20,6 +20,7 @@ from server.core import (
     TokenIds,
     Usage,
 )
+from server.decoding.budget import ThinkingBudget
 from server.decoding.handover import Growing, Side, check_fits
 from server.decoding.reference import CHUNK, ROUNDS, Ask, Completion, NoRoom, Outcome, reference
 from server.decoding.stream import End, Output, whole
@@ -48,6 +49,7 @@ class Alone:
         verbatim = grammar is not None and not grammar.free
         self.side = Side(engine, speaker, prompt, verbatim=verbatim)
         self.request = request
+        self._budget = ThinkingBudget(request.thinking)
         self._read = prompt
         self._spelled = spelled
 
@@ -60,27 +62,58 @@ class Alone:
                     out.emit(read)
             if not request.limit:
                 return End("length")
-            params = TurnParams(
-                sampling=request.sampling,
-                max_tokens=request.limit,
-                stop_token_ids=request.stop_token_ids,
-                not_before=request.not_before(side.info.stop_ids, 0),
-                grammar=request.grammar,
-                top=self._reported,
-            )
             growing = Growing(side, scores=request.top_logprobs is not None)
-            async with aclosing(side.session.generate(params)) as events:
-                async for event in events:
-                    if isinstance(event, TurnEnd):
-                        return self._end(event, growing, out)
-                    growing.take(event)
-                    if (piece := growing.whole()) is not None:
-                        out.emit(piece)
-                        if out.full:
-                            await out.room()
-            raise RuntimeError("the engine's turn ended without saying how")  # its contract, 1
+            while (end := await self._turn(growing, out)) is None:
+                if self._budget.due and not self._close_thoughts(out):
+                    return End("length")
+                await side.catch_up()
+            return end
         finally:
             await side.session.aclose()
+
+    async def _turn(self, growing: Growing, out: Output) -> End | None:
+        """Nearly always the whole answer. None: it goes on, for only thoughts were to end."""
+        side, request, budget = self.side, self.request, self._budget
+        left = request.limit - side.tokens
+        params = TurnParams(
+            sampling=request.sampling,
+            max_tokens=budget.most(left),
+            stop_token_ids=request.stop_token_ids,
+            not_before=request.not_before(side.info.stop_ids, side.tokens),
+            grammar=request.grammar,
+            top=self._reported,
+        )
+        if budget.due:
+            return None
+        async with aclosing(side.session.generate(params)) as events:
+            async for event in events:
+                if isinstance(event, TurnEnd):
+                    if event.reason == "length" and params.max_tokens < left and side.room > 0:
+                        self._emit(growing.rest(), out)
+                        return None
+                    return self._end(event, growing, out)
+                growing.take(event)
+                self._emit(growing.whole(), out)
+                if budget.due:  # it began to think in this turn, and was not limited
+                    return None
+                if out.full:
+                    await out.room()
+        raise RuntimeError("the engine's turn ended without saying how")  # its contract, 1
+
+    def _emit(self, piece: Piece | None, out: Output) -> None:
+        if piece is not None:
+            out.emit(piece)
+            self._budget.hear(piece)
+
+    def _close_thoughts(self, out: Output) -> bool:
+        """They have taken all tokens that they may. False: there is no room for what ends them."""
+        side, text = self.side, self._budget.closing
+        tokens = side.count(text)
+        if tokens >= min(self.request.limit - side.tokens, side.room):
+            return False
+        side.say(text)
+        self._emit(Piece(text, side.speaker, 1.0, tokens), out)
+        return True
 
     @property
     def _reported(self) -> int:
@@ -124,7 +157,7 @@ class Alone:
                 aligned_steps=side.session.steps,
                 aligned_prefilled=side.session.prefilled,
             )
-        discarded = side.session.steps - side.tokens
+        discarded = side.session.steps - side.tokens + side.given
         return replace(counts, discarded_tokens=discarded, cached_tokens=side.session.cached)
 
 

@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from server.core import AnswerRequest, PromptPair, Rejected
+from server.core import AnswerRequest, Piece, PromptPair, Rejected
+from server.decoding.budget import ThinkingBudget
 from server.decoding.handover import Growing, Remembered, Side
 from server.decoding.held import Held
 from server.decoding.rules import Nudging, Turn
@@ -24,7 +25,7 @@ class BaseSpans:
     """Those of one answer.
 
     held: what may be a turn's header. rejected: what the model would have written where it gave
-    way last; None where that was taken up, or nothing is known.
+    way last; None where that was taken up, or nothing is known. budget: of the answer's thoughts.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class BaseSpans:
         self._aligned = aligned
         self._request = request
         self._glance = TurnParams(request.sampling, max_tokens=1, top=request.top_logprobs or 1)
+        self.budget = ThinkingBudget(request.thinking)
         self.held = Held(base.tokenizer, prompt.headers)
         self.rejected: Rejected | None = None
         self._front = 0  # characters of the token that is taken back next which were committed
@@ -72,7 +74,13 @@ class BaseSpans:
                 if out.full:
                     await out.room()
         if (piece := growing.rest()) is not None:
-            out.emit(piece)
+            self._emit(piece, out)
+
+    def _emit(self, piece: Piece, out: Output) -> None:
+        out.emit(piece)
+        self.budget.hear(piece)
+        if self.budget.due and self._policy.turn is Turn.BASE:
+            self._policy.base_stopped()
 
     def _take(self, tokens: list[Token], growing: Growing, out: Output) -> list[Token]:
         """Commit tokens. Those that are not, for the model has to give way."""
@@ -83,7 +91,7 @@ class BaseSpans:
             if not policy.base_token(token.id, token.top_prob, growing.take(token)):
                 raise RuntimeError("the engine took a token under γ")  # its contract, 3
             if (piece := growing.whole()) is not None:
-                out.emit(piece)
+                self._emit(piece, out)
         return []
 
     def _take_front(self, growing: Growing, out: Output) -> None:
@@ -93,7 +101,7 @@ class BaseSpans:
             self._front = len(text)
             self._policy.base_token(token.id, token.top_prob, growing.take_front(token, text))
             if (piece := growing.whole()) is not None:
-                out.emit(piece)
+                self._emit(piece, out)
 
     async def _would_end(self, before: str) -> bool:
         return await self._aligned.would_end(before, self._glance)
@@ -127,6 +135,11 @@ class BaseSpans:
         known = [token for token in tokens if token is not None]
         text = "".join(spelled(token.id) for token in known)
         self.rejected = Rejected(text[front:], known[0].top_prob) if known else None
+
+    def heard(self, piece: Piece) -> None:
+        """The answer goes on with what the aligned model wrote."""
+        self.held.hear(piece.text)
+        self.budget.hear(piece)
 
     def take_up(self) -> Rejected | None:
         """What was rejected, for the word that stands there."""

@@ -85,6 +85,7 @@ class Side:
         check_fits(self.prompt_tokens, engine, speaker)
         self.session = self._open(engine, prompt)
         self.tokens = 0
+        self.given = 0  # of them, those that no model wrote
         self.other: Side | None = None
         # Special tokens of the answer that no piece has yet, with their offsets in the next one.
         self.markers: list[tuple[int, str]] = []
@@ -180,6 +181,19 @@ class Side:
         else:
             self._encode_heard()
             self._waiting += ids
+
+    def say(self, text: str) -> None:
+        """Text of this side that no model wrote: both read it."""
+        tokens = self.count(text)
+        self.tokens += tokens
+        self.given += tokens
+        self.hear(text)
+        if self.other is not None:
+            self.other.hear(text)
+
+    def count(self, text: str) -> int:
+        """The tokens of a text that is heard."""
+        return len(self._encode(text))
 
     def take_back(self, tokens: int) -> None:
         """The session's last tokens were not committed after all."""

@@ -78,7 +78,9 @@ class Nudged:
         try:
             while policy.turn is not Turn.DONE:
                 policy.guarded = self._guarded
-                if policy.turn is Turn.ALIGNED:
+                if self.spans.budget.due:
+                    await self._close_thoughts(out)
+                elif policy.turn is Turn.ALIGNED:
                     await self._aligned_turn(out)
                 else:
                     await self._base_turn(out)
@@ -111,7 +113,7 @@ class Nudged:
             rounds=self.policy.rounds,
             base_steps=base.session.steps,
             aligned_steps=aligned.session.steps,
-            discarded_tokens=max(0, steps - self.committed),
+            discarded_tokens=max(0, steps - self.committed + aligned.given),
             base_prefilled=base.session.prefilled,
             aligned_prefilled=aligned.session.prefilled,
             cached_tokens=base.session.cached,
@@ -166,10 +168,11 @@ class Nudged:
         if left <= 0:
             self.policy.out_of_room("length")
             return
+        most = self.spans.budget.most(left)
         looks = self.policy.end_lookahead > 0
         if looks:
             memory.begin(self._turn(min(self.policy.end_lookahead, left)))
-        tokens, end = await collect(memory, self._turn(min(WORD_TOKENS, left), word=()))
+        tokens, end = await collect(memory, self._turn(min(WORD_TOKENS, most), word=()))
         text = self._commit(tokens, out)
         if looks and await self._sees_its_end(end):
             await aligned.catch_up()
@@ -192,8 +195,27 @@ class Nudged:
             return ""
         rejected = self.spans.take_up()
         out.emit(replace(piece, top_prob=tokens[0].top_prob, rejected=rejected))
-        self.spans.held.hear(piece.text)
+        self.spans.heard(piece)
         return piece.text
+
+    async def _close_thoughts(self, out: Output) -> None:
+        """They have taken all tokens that they may: the aligned model ends them, asked or not."""
+        await self._forget_ahead()
+        policy, text = self.policy, self.spans.budget.closing
+        if policy.turn is Turn.BASE:
+            policy.base_stopped()
+        tokens = self.aligned.count(text)
+        if tokens >= self.left:
+            policy.out_of_room("length")
+        elif max(tokens, self.base.count(text)) >= min(self.base.room, self.aligned.room):
+            policy.out_of_room("context")
+        else:
+            self.aligned.say(text)
+            self.spans.take_up()
+            piece = Piece(text, "aligned", 1.0, tokens)
+            out.emit(piece)
+            self.spans.heard(piece)
+            policy.word(text)
 
     def _after_word(self, text: str, end: TurnEnd, *, took: int, left: int) -> None:
         """Tell the policy what the aligned model did.

@@ -23,6 +23,7 @@ from server.core import (
     NudgingConfig,
     PromptPair,
     PromptText,
+    ThinkingLimit,
     TokenIds,
     Tool,
 )
@@ -41,6 +42,7 @@ from server.serving.engines import Engines, Progress, Starter
 from server.text.grammar.calls import CallsAsked
 from server.text.grammar.compiler import GrammarCompiler
 from server.text.prompts import PromptEnd, Prompts
+from server.text.thinking import Thoughts
 
 ROOM = 0.25
 """Of each context: what tools that may be left out leave at least to an answer."""
@@ -213,14 +215,13 @@ class Registry(Catalog):
         Raises `InvalidRequest` where a call couldn't be told from an ``answer`` by a schema.
         """
         self._expect_ready()
-        prompts = self._prompts[served.name]
-        if answer is not None and prompts.format.only_first:
+        format = self._prompts[served.name].format
+        if answer is not None and format.only_first:
             raise InvalidRequest(
-                f"'response_format' can't go with 'tools' in the format {prompts.format.name!r}",
+                f"'response_format' can't go with 'tools' in the format {format.name!r}",
                 param="response_format",
             )
-        thoughts = None if served.role == "base" else prompts.thoughts
-        return CallsAsked(prompts.format, demanded, several, thoughts, thinking, answer)
+        return CallsAsked(format, demanded, several, self._thoughts(served), thinking, answer)
 
     def parser(
         self, served: Served, *, calls: bool, thinks: bool, thinking: bool
@@ -232,13 +233,31 @@ class Registry(Catalog):
             thinking: whether it begins in them.
         """
         self._expect_ready()
-        prompts = self._prompts[served.name]
-        format, thoughts = prompts.format, prompts.thoughts
+        format, thoughts = self._prompts[served.name].format, self._thoughts(served)
         behind: Callable[[], Parser] = partial(Calls, format) if calls else Plain
-        if thoughts is None or not thinks or served.role == "base":
+        if thoughts is None or not thinks:
             return behind
-        marker = format.marker if calls and not format.only_first else ""
+        marker = self._call_marker(served, calls)
         return lambda: Thinking(thoughts, behind(), thinking=thinking, marker=marker)
+
+    def thinking_limit(
+        self, served: Served, tokens: int, *, calls: bool, thinking: bool
+    ) -> ThinkingLimit | None:
+        """What has an answer's thoughts take no more tokens. None: it has none. See `parser`."""
+        self._expect_ready()
+        thoughts = self._thoughts(served)
+        if thoughts is None:
+            return None
+        marker = self._call_marker(served, calls)
+        return ThinkingLimit(tokens, thoughts.opens, thoughts.closes, thinking, marker)
+
+    def _call_marker(self, served: Served, calls: bool) -> str:
+        """With which a call ends thoughts too."""
+        format = self._prompts[served.name].format
+        return format.marker if calls and not format.only_first else ""
+
+    def _thoughts(self, served: Served) -> Thoughts | None:
+        return None if served.role == "base" else self._prompts[served.name].thoughts
 
     def info(self, served: Served, role: Literal["base", "aligned"]) -> EngineInfo:
         """What the engine of a served model says of itself, its tokenizer among it."""

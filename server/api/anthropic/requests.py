@@ -67,8 +67,6 @@ class ChoiceOfTool(Strict):
 
 
 class Thinking(Strict):
-    """``budget_tokens`` is taken and not held to."""
-
     type: Literal["enabled", "adaptive", "between_tools", "disabled"]
     budget_tokens: Annotated[Whole, Field(ge=1)] | None = None
     display: Literal["summarized", "omitted", "updates"] | None = None
@@ -236,12 +234,18 @@ class MessagesRequest(Prompt):
             ),
             sampling={name: value for name, value in sampling.items() if value is not None},
             nudging={} if self.nudging is None else self.nudging.settings,
+            thinking_tokens=self._budget,
             schema=None if form is None else form.schema_,
             stream=bool(self.stream),
             running_usage=bool(self.stream),  # a stream says what was read before it says anything
             no_stop=self.stop_sequences is not None,
             passed_over=tuple(self._passed_over()),
         )
+
+    @property
+    def _budget(self) -> int | None:
+        thinks = self.thinking is not None and self.thinking.type != "disabled"
+        return self.thinking.budget_tokens if self.thinking is not None and thinks else None
 
     def _passed_over(self) -> Iterator[str]:
         if self.thinking is not None and self.thinking.type != "disabled":

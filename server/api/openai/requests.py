@@ -61,7 +61,6 @@ _NOT_SERVED: dict[str, Neutral] = {
     "guided_regex": empty,
     "guided_choice": empty,
     "guided_grammar": empty,
-    "thinking_token_budget": empty,
     "bad_words": empty,
     "allowed_token_ids": empty,
     "use_beam_search": empty,
@@ -102,6 +101,7 @@ class Generation(Strict):
     structured_outputs: StructuredOutputs | None = None
     priority: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] | None = None
     session_id: SessionName | None = None
+    thinking_token_budget: Annotated[Whole, Field(ge=0, lt=2**31)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     nudging: NudgingOptions | None = None
@@ -168,6 +168,7 @@ class Generation(Strict):
             stream=bool(self.stream),
             running_usage=bool(options and options.continuous_usage_stats),
             no_stop=self.stop is not None,
+            thinking_tokens=self.thinking_token_budget,
             **more,
         )
 

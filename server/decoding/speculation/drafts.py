@@ -23,6 +23,8 @@ def bent_by(request: AnswerRequest) -> str | None:
         return "temperature"
     if request.grammar is not None:
         return request.grammar.field
+    if request.thinking is not None:
+        return "thinking_token_budget"
     return next(request.adjusting(), None)
 
 

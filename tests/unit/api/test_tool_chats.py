@@ -52,6 +52,7 @@ TEXTS = {
     "talks": "No tool is needed. ",
     "city": '{"city": "Rome"}',
     "thinks": THOUGHT,
+    "thinkslong": "<think>\n" + "".join(f"Is it {n}? " for n in range(90)),
     "thinkscalls": "<think>\nI look.\n</think>\n\n" + CALL,
     "endless": '<tool_call>\n{"name": "lookup", "arguments": {"entity": "' + "a b " * 200,
 }
@@ -293,6 +294,27 @@ async def test_who_thinks_may_call(client: httpx.AsyncClient, model: str, wanted
     assert choice["message"]["content"] is None
 
 
+@pytest.mark.parametrize("model", ["thinkslong", "thinkslong-cross", "thinkslong:aligned"])
+@pytest.mark.parametrize("tools", [None, TOOLS])
+async def test_thoughts_take_no_more_than_their_budget(
+    client: httpx.AsyncClient, model: str, tools: Any
+):
+    more = {"tools": tools, "thinking_token_budget": 40}
+    answer = await ask(client, model, **more)
+    (choice,) = answer["choices"]
+    message = choice["message"]
+    assert choice["finish_reason"] == "stop"
+    assert message["reasoning"].startswith("Is it 0?")
+    assert "</think>" not in message["content"]
+    assert message["content"].rstrip().endswith("Is it 89?")
+    details = answer["usage"]["completion_tokens_details"]
+    assert 40 <= details["reasoning_tokens"] <= 40 + 20  # what opens and closes them, too
+    stream = (await streamed(client, model, **more))["message"]
+    assert (stream["reasoning"], stream["content"]) == (message["reasoning"], message["content"])
+    thought = await ask(client, model, tools=None, max_tokens=60)
+    assert thought["choices"][0]["message"]["content"] == ""  # without it it goes on
+
+
 # -- refusals --------------------------------------------------------------------------------------
 
 CALLED = {"name": "f", "arguments": "{}"}
@@ -318,6 +340,14 @@ def function(**more: Any) -> list[Json]:
         ({"functions": [LOOKUP]}, "functions", "newer"),
         ({"nudging": {"policy": "reference"}}, "tools", "no effect"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "doesn't reason"),
+        ({"thinking_token_budget": 9}, "thinking_token_budget", "no thoughts"),
+        ({"thinking_token_budget": -1}, "thinking_token_budget", "greater"),
+        (
+            {"model": "thinks", "nudging": {"policy": "reference"}, "tools": None}
+            | {"thinking_token_budget": 9},
+            "thinking_token_budget",
+            "no effect",
+        ),
         (
             {"messages": [*ASK, {"role": "tool", "content": "x"}]},
             "messages.1.tool_call_id",

@@ -25,6 +25,7 @@ TEXTS = {
     "two": f"{CALL}\n{CALL}",
     "talks": "No tool is needed.",
     "thinks": "<think>\nShe has a job.\n</think>\n\nShe is a smith.",
+    "thinkslong": "<think>\n" + "".join(f"Is it {n}? " for n in range(90)),
     "thinkscalls": "<think>\nI look.\n</think>\n\n" + CALL,
     "endless": '<tool_call>\n{"name": "lookup", "arguments": {"entity": "' + "a b " * 200,
 }
@@ -171,3 +172,22 @@ async def test_a_result_is_read_and_counted(client: anthropic.AsyncAnthropic, mo
         assert counted.input_tokens == read.usage.input_tokens
         counts.append(counted.input_tokens)
     assert counts == sorted(set(counts))
+
+
+@pytest.mark.parametrize(("budget", "passed"), [(40, None), (None, "thinking")])
+async def test_a_budget_of_thoughts_is_held_to(
+    client: anthropic.AsyncAnthropic, budget: int | None, passed: str | None
+):
+    thinking: Any = {"type": "adaptive"}
+    if budget is not None:
+        thinking = {"type": "enabled", "budget_tokens": budget}
+    raw = await client.messages.with_raw_response.create(
+        model="thinkslong", max_tokens=120, messages=ASK, thinking=thinking
+    )
+    assert raw.headers.get("x-nudge-passed-over") == passed
+    answer = await raw.parse()
+    kinds = [block.type for block in answer.content]
+    assert kinds == (["thinking"] if budget is None else ["thinking", "text"])
+    details = answer.usage.output_tokens_details
+    assert details is not None
+    assert (budget is None) == (details.thinking_tokens > 60)
