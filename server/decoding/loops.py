@@ -15,7 +15,8 @@ CYCLE = 6
 """Sentences that may repeat together, at most."""
 
 SHORTEST = 12
-"""Bytes of letters and digits of a sentence that counts: not "Yes.", "}" or "| - | - |"."""
+"""Bytes of letters and digits of what counts each time that it comes. Of less, as much has to come:
+"Yes." four times counts once. What has none ("}", "| - | - |") never does."""
 
 PERIOD = 80
 """Characters of a phrase, at most."""
@@ -61,7 +62,8 @@ class RepeatedBlock:
 
 
 class RepeatedSentences:
-    """Counts how often the same sentences or lines, up to `CYCLE` of them, come in a row."""
+    """Counts how often the same sentences or lines, up to `CYCLE` of them, come in a row. The number
+    of a list's item is none."""
 
     def __init__(self) -> None:
         self._sentences: list[str] = []
@@ -73,7 +75,7 @@ class RepeatedSentences:
 
     def times(self, text: str) -> int:
         """Take in text: how often what has just come to an end came in a row, 1 if once; 0 where
-        nothing has."""
+        nothing has, or nothing that counts."""
         found = 0
         # A break is seen from the character in front of it; what was read before that has none.
         seen = self._begun[-1:] + text
@@ -101,13 +103,15 @@ class RepeatedSentences:
             if again < 0 or (shorter and length % shorter == 0):
                 continue
             shorter = shorter or length
-            if self._found == 3 or self._goes_on(self._sentences[-length], length - again):
+            rounds = -(-3 * SHORTEST // min(SHORTEST, _size(self._sentences[-length:])))
+            left = rounds * length - run
+            if self._found == 3 or self._goes_on(self._sentences[-length], left):
                 most = max(most, self._length - self._ends[-1 - again])
         return most
 
     def _goes_on(self, sentence: str, left: int) -> bool:
-        """Whether the sentence that was begun may become that one, of the last ``left`` of a
-        round, as far as it goes."""
+        """Whether the sentence that was begun may become that one, as far as it goes. left: of
+        those that may come before somebody ends the answer."""
         begun = self._begun
         if not begun.strip() or _NUMBERED.fullmatch(begun):
             return left >= 0
@@ -119,8 +123,8 @@ class RepeatedSentences:
 
     def _ended(self, sentence: str, at: int | None = None) -> int:
         """``at``: where, if it is whole."""
-        letters = _letters(sentence)
-        if len(letters.encode()) < SHORTEST:
+        letters = "" if _NUMBERED.fullmatch(sentence) else _letters(sentence)
+        if not letters:
             return 0
         sentences = [*self._sentences[1 - 8 * CYCLE :], letters]
         if at is not None:
@@ -129,10 +133,16 @@ class RepeatedSentences:
         number = len(self._sentences) + (at is None)
         if number <= self._told:
             return 0
-        times = max(_run(sentences, length) // length for length in range(1, CYCLE + 1))
+        times = max(
+            _run(sentences, length)
+            // length
+            * min(SHORTEST, _size(sentences[-length:]))
+            // SHORTEST
+            for length in range(1, CYCLE + 1)
+        )
         if at is not None or times > 1:
             self._told = number
-        return max(1, times)
+        return times
 
 
 def _letters(sentence: str) -> str:
@@ -140,6 +150,10 @@ def _letters(sentence: str) -> str:
     numbered = _NUMBER.match(sentence)
     sentence = sentence[numbered.end() :] if numbered else sentence
     return "".join(filter(str.isalnum, sentence)).casefold()
+
+
+def _size(sentences: Sequence[str]) -> int:
+    return sum(len(letters.encode()) for letters in sentences)
 
 
 def _run(sentences: Sequence[str], length: int) -> int:

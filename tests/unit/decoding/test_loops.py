@@ -48,6 +48,17 @@ def test_neither_does_the_number_of_a_list_s_item():
     )
 
 
+@pytest.mark.parametrize(
+    ("sentence", "doubt", "end"), [("Beach towel", 3, 4), ("Yes", 8, 12), ("A big dog barks", 2, 3)]
+)
+def test_short_ones_must_come_more_often(sentence: str, doubt: int, end: int):
+    for text in ("".join(f"{i}. {sentence}\n" for i in range(1, 20)), f"{sentence}.\n" * 20):
+        sentences = RepeatedSentences()
+        counted = [sentences.times(line) for line in text.splitlines(keepends=True)]
+        assert counted.index(2) + 1 == doubt
+        assert counted.index(3) + 1 == end
+
+
 def test_sentences_of_scripts_without_spaces_count():
     assert most(WIDE * 3, 1) == 3
 
@@ -168,7 +179,7 @@ def test_the_number_of_a_list_s_item_is_not_seen_either():
     ("text", "late"),
     [
         (f"{MOON} {MOON} It is the only one.", 0),
-        ("A b c d e f g h. " * 2 + "A b c d e", 9),  # too short for a sentence, no phrase
+        ("A b c d e f g h. " * 2 + "A b c d e", 10),
         (f"{MOON} {MOON} The sun.", 0),
         (" a silent witness," * 2 + " a silent one", 0),
         ("| a | b |\n|---|---|\n" + "| no | no |\n" * 3 + "| yes | no |\n", 0),
