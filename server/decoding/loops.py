@@ -6,7 +6,7 @@ Knows: tokens and texts. Does not know: whose they are, and what comes of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 BLOCK_LENGTHS = range(5, 65)
 BLOCK_REPEATS = 3
@@ -30,6 +30,7 @@ _NUMBER = re.compile(r"\s*\d{1,3}[.)]\s")  # of a list's item, which may come ag
 _NUMBERED = re.compile(r"\s*\d{1,3}[.)]?\s*")  # and nothing behind it yet
 _WIDE = "\u3002\uff01\uff1f"  # the ideographic full stop, the wide ! and ?
 _BREAK = re.compile(rf"(?<=[.!?])(?=\s)|(?<=[{_WIDE}])|\n")
+_MARK = re.compile(rf"[.!?{_WIDE}\n]")
 _ENDS = tuple(f".!?{_WIDE}")
 
 
@@ -62,8 +63,8 @@ class RepeatedBlock:
 
 
 class RepeatedSentences:
-    """Counts how often the same sentences or lines, up to `CYCLE` of them, come in a row. The number
-    of a list's item is none."""
+    """Counts how often the same sentences or lines, up to `CYCLE` of them, come in a row. (A list
+    item's number is none.)"""
 
     def __init__(self) -> None:
         self._sentences: list[str] = []
@@ -71,12 +72,17 @@ class RepeatedSentences:
         self._begun = ""
         self._length = 0  # of the text
         self._found = 0
+        self._rounds: list[tuple[int, int, str]] = []
         self._told = 0  # sentences that were told of, the one begun among them
 
     def times(self, text: str) -> int:
         """Take in text: how often what has just come to an end came in a row, 1 if once; 0 where
         nothing has, or nothing that counts."""
-        found = 0
+        found = self._found = 0
+        if not (_MARK.search(text) or self._begun.endswith(_ENDS)):
+            self._begun += text
+            self._length += len(text)
+            return 0
         # A break is seen from the character in front of it; what was read before that has none.
         seen = self._begun[-1:] + text
         before = self._length - len(self._begun[-1:])
@@ -96,18 +102,22 @@ class RepeatedSentences:
     def coming(self) -> int:
         """How many characters at the text's end come round the third time, as far as they go.
         None where nobody ended that round."""
-        most, shorter = 0, 0
-        for length in range(1, min(CYCLE, len(self._sentences) // 2) + 1):
-            run = _run(self._sentences, length)
-            again = run - 2 * length
-            if again < 0 or (shorter and length % shorter == 0):
-                continue
-            shorter = shorter or length
-            rounds = -(-3 * SHORTEST // min(SHORTEST, _size(self._sentences[-length:])))
-            left = rounds * length - run
-            if self._found == 3 or self._goes_on(self._sentences[-length], left):
+        most = 0
+        for again, left, sentence in self._rounds:
+            if self._found == 3 or self._goes_on(sentence, left):
                 most = max(most, self._length - self._ends[-1 - again])
         return most
+
+    def _third_rounds(self) -> Iterator[tuple[int, int, str]]:
+        """Of each cycle that has come twice: how many sentences of more rounds there are, how many
+        may come before somebody ends the answer, and the next one."""
+        sentences, shorter = self._sentences, 0
+        for length in range(1, min(CYCLE, len(sentences) // 2) + 1):
+            run = _run(sentences, length)
+            if run >= 2 * length and not (shorter and length % shorter == 0):
+                shorter = shorter or length
+                rounds = -(-3 * SHORTEST // min(SHORTEST, _size(sentences[-length:])))
+                yield run - 2 * length, rounds * length - run, sentences[-length]
 
     def _goes_on(self, sentence: str, left: int) -> bool:
         """Whether the sentence that was begun may become that one, as far as it goes. left: of
@@ -126,23 +136,19 @@ class RepeatedSentences:
         letters = "" if _NUMBERED.fullmatch(sentence) else _letters(sentence)
         if not letters:
             return 0
-        sentences = [*self._sentences[1 - 8 * CYCLE :], letters]
+        comes_again = letters in self._sentences[-CYCLE:]
+        sentences = [*self._sentences[1 - 8 * CYCLE :], letters] if comes_again else []
         if at is not None:
             self._sentences.append(letters)
             self._ends.append(at)
+            self._rounds = list(self._third_rounds()) if comes_again else []
         number = len(self._sentences) + (at is None)
         if number <= self._told:
             return 0
-        times = max(
-            _run(sentences, length)
-            // length
-            * min(SHORTEST, _size(sentences[-length:]))
-            // SHORTEST
-            for length in range(1, CYCLE + 1)
-        )
+        times = max(_times(sentences, length) for length in range(1, CYCLE + 1))
         if at is not None or times > 1:
             self._told = number
-        return times
+        return max(times, int(len(letters.encode()) >= SHORTEST))
 
 
 def _letters(sentence: str) -> str:
@@ -150,6 +156,12 @@ def _letters(sentence: str) -> str:
     numbered = _NUMBER.match(sentence)
     sentence = sentence[numbered.end() :] if numbered else sentence
     return "".join(filter(str.isalnum, sentence)).casefold()
+
+
+def _times(sentences: Sequence[str], length: int) -> int:
+    """How often the last ones came in a row, short ones as much less as they are shorter."""
+    whole = min(SHORTEST, _size(sentences[-length:]))
+    return _run(sentences, length) // length * whole // SHORTEST
 
 
 def _size(sentences: Sequence[str]) -> int:
@@ -171,49 +183,49 @@ class RepeatedPhrase:
     def __init__(self) -> None:
         self._tail = ""
         self._level = self._before = 0
+        self._near = 0  # a period by few characters, if any
 
     def level(self, text: str) -> int:
         """Take in text: 1 or 2 where it has just become as much as `PHRASE_REPEATS` says, or 0."""
         self._tail = (self._tail + text)[-PERIOD * (PHRASE_REPEATS[1][0] + 1) :]
-        self._before, self._level = self._level, self._found()
+        self._before, self._level = self._level, 0
+        self._near = self._period(_AGAIN)
+        if self._near and (period := self._period(_SEEN)):
+            run = self._run(period)
+            for times, characters in PHRASE_REPEATS:
+                self._level += run >= max(1, times * period) and run >= characters
         return self._level if self._level > self._before else 0
 
     @property
     def coming(self) -> int:
         """How many characters at the text's end come after two rounds of a phrase. None where
         nobody ended the fourth."""
-        if self._before == len(PHRASE_REPEATS):
+        if not self._near or self._before == len(PHRASE_REPEATS):
             return 0
-        period, run = self._round(_AGAIN)
-        again = max(0, run - 2 * period)
+        again = max(0, self._run(self._near) - 2 * self._near)
         # The rounds that are found may begin with the full stop in front of the first.
         while again and self._tail[-again] in _ENDS:
             again -= 1
         return again
 
-    def _found(self) -> int:
-        period, run = self._round(_SEEN)
-        return sum(
-            run >= max(1, times * period) and run >= characters
-            for times, characters in PHRASE_REPEATS
-        )
-
-    def _round(self, seen: int) -> tuple[int, int]:
-        """The length of the phrase that the text ends with rounds of, found by its last characters,
-        and of all of them; 0 and 0 where there is none."""
+    def _period(self, seen: int) -> int:
+        """How long ago the text ended as it does, by so many characters; 0 where it didn't."""
         tail = self._tail
-        last = tail[-seen:]
-        again = tail.rfind(last, 0, len(tail) - 1)
-        if len(last) < seen or again < 0:
-            return 0, 0
-        period = len(tail) - seen - again
+        nearest = len(tail) - seen
+        again = tail.rfind(tail[-seen:], max(0, nearest - PERIOD), len(tail) - 1)
+        return nearest - again if again >= 0 and nearest > 0 else 0
+
+    def _run(self, period: int) -> int:
+        """How many characters at the text's end are rounds of its last ones; 0 of a line of dashes,
+        or the like."""
+        tail = self._tail
         phrase = tail[-period:]
-        if period > PERIOD or (phrase.isascii() and not any(map(str.isalnum, phrase))):
-            return 0, 0  # a line of dashes
+        if phrase.isascii() and not any(map(str.isalnum, phrase)):
+            return 0
         run = period
         while run < len(tail) and tail[-1 - run] == tail[-1 - run + period]:
             run += 1
-        return period, run
+        return run
 
 
 class ThirdRounds:

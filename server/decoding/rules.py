@@ -24,8 +24,8 @@ The rules, all of them:
  5. A block of 5 to 64 tokens three times running inside one base turn counts as uncertain;
     the second time in one answer, it ends the answer.
  6. So does a sentence or line, or up to 6 of them, that comes twice running, whoever wrote it;
-    the third time running, it ends the answer (short ones, later). A phrase of up to 80 characters does so three
-    times running, and four, in 48 characters and 72.
+    the third time running, it ends the answer (short ones later: `server.decoding.loops`). A
+    phrase of up to 80 characters does so three times running, and four, in 48 characters and 72.
 
 Rules 4 to 6 end nothing, and nobody is asked at a line's end, while ``guarded`` is False (OpenAI's
 ``ignore_eos``, ``min_tokens``) or the answer isn't prose: JSON repeats itself by nature. But four
