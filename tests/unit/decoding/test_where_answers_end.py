@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.core import AnswerRequest, Finished, NudgingConfig, PromptPair, SamplingParams
@@ -212,6 +212,7 @@ def noisy(name: str, seed: int, folder: str, ending: float, context: int) -> Scr
     return ScriptedEngine(EngineInfo(name, "noise", context, tokenizer, (end,)), distribution)
 
 
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     folder=st.sampled_from(["aligned", "aligned-1k"]),
