@@ -19,8 +19,8 @@ from server.cli.replay import replay
 from server.cli.serve import serve
 from server.cli.terminal import out
 
-# Every process of a server comes by here, its engines' too, before it imports vLLM: a million objects
-# that stay, and looking through them again and again is a fifth of the time that this takes.
+# Every process of a server comes by here, its engines' too, before it imports vLLM: a million
+# objects that stay, and looking through them again and again is a fifth of the time it takes.
 gc.set_threshold(50_000, 20, 100)
 
 app = typer.Typer(
