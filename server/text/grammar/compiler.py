@@ -113,7 +113,7 @@ class GrammarCompiler:
             raise InvalidRequest(
                 "a message that begins a call can't be continued", param="continue_final_message"
             )
-        exact = [await self._arguments(tool) for tool in tools]
+        exact = await asyncio.gather(*map(self._arguments, tools))
         for schemas in (exact, [(tool, await self._loosely(tool)) for tool in tools]):
             job = {
                 "lark": source(asked, [(tool.name, schema) for tool, schema in schemas]),
