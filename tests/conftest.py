@@ -178,10 +178,12 @@ def serve(*args: str, env: dict[str, str] | None = None, ready_in: float = 240) 
 
 
 @pytest.fixture(scope="session")
-def live() -> Iterator[Server]:
-    """The shipped command on the demo pair, with real engines. It serves a slow mixture too."""
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The shipped command on the demo pair, with real engines, as on its first start, where vLLM
+    has nothing in its cache. It serves a slow mixture too."""
     policies = '["nudging", "entropy", "reference", "ensemble"]'
-    server = serve(env={"NUDGE_MODELS__DEMO__POLICIES": policies})
+    cache = str(tmp_path_factory.mktemp("cache"))
+    server = serve(env={"NUDGE_MODELS__DEMO__POLICIES": policies, "VLLM_CACHE_ROOT": cache})
     assert server.url, server.output
     yield server
     pids = server.children()

@@ -82,6 +82,11 @@ def _says_more(record: logging.LogRecord) -> bool:
 
 logging.getLogger("vllm.v1.engine.async_llm").addFilter(_says_more)
 
+# On a CPU torch looks for Triton in vain, and says so in each process. It may be imported already,
+# and those that are started have it from the environment.
+logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+os.environ.setdefault("TORCH_LOGS", "-torch._library.triton")
+
 
 class VllmEngine:
     """One model on one AsyncLLM. Made by `start`."""

@@ -6,7 +6,6 @@ Imported by vLLM in each of its processes, so it is light. Knows: processes. Doe
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import threading
@@ -49,8 +48,6 @@ def die_with_server() -> None:
     if not pid or host != _host() or pid == os.getpid() or os.getpid() in _watching:
         return
     _watching.add(os.getpid())
-    # On a CPU torch looks for Triton in vain, and says so at each start.
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     with contextlib.suppress(PermissionError):  # it leads a session of its own: out already
         os.setpgid(0, 0)
     threading.Thread(target=_exit_after, args=(pid,), daemon=True, name="server-watch").start()
