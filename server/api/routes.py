@@ -100,8 +100,9 @@ def _endpoint(registry: Registry, dialect: Dialect) -> Callable[[Request], Await
         response = await respond(request, answers, reply)
         if offered and not _offers_tools(ask):
             response.headers["X-Nudge-Tools"] = "unseen"
-        if passed_over := set(ask.passed_over) - ({"thinking"} if answer.thinking else set()):
-            response.headers["X-Nudge-Passed-Over"] = ", ".join(sorted(passed_over))
+        held_to = "thinking" if answer.thinking else None
+        if passed_over := [field for field in ask.passed_over if field != held_to]:
+            response.headers["X-Nudge-Passed-Over"] = ", ".join(passed_over)
         if served.degraded:
             response.headers["X-Nudge-Degraded"] = "aligned"
         return response

@@ -50,6 +50,7 @@ class Alone:
         self.side = Side(engine, speaker, prompt, verbatim=verbatim)
         self.request = request
         self._budget = ThinkingBudget(request.thinking)
+        self._turns = 0
         self._read = prompt
         self._spelled = spelled
 
@@ -82,9 +83,11 @@ class Alone:
             not_before=request.not_before(side.info.stop_ids, side.tokens),
             grammar=request.grammar,
             top=self._reported,
+            turn=self._turns,
         )
         if budget.due:
             return None
+        self._turns += 1
         async with aclosing(side.session.generate(params)) as events:
             async for event in events:
                 if isinstance(event, TurnEnd):

@@ -235,9 +235,12 @@ class ThirdRounds:
     def __init__(self) -> None:
         self._sentences = RepeatedSentences()
         self._phrase = RepeatedPhrase()
+        self._coming = 0
 
     def push(self, text: str) -> int:
         """Take in text: how many characters at its end that are."""
-        self._sentences.times(text)
-        self._phrase.level(text)
-        return max(self._sentences.coming, self._phrase.coming)
+        if text:  # what has none (special tokens) changes nothing
+            self._sentences.times(text)
+            self._phrase.level(text)
+            self._coming = max(self._sentences.coming, self._phrase.coming)
+        return self._coming

@@ -192,6 +192,12 @@ def test_what_turns_out_to_be_another_text_is_seen_as_soon_as_it_does(text: str,
     assert seen == text[: len(text) - late]
 
 
+def test_what_has_no_text_lets_nothing_go():
+    rounds = ThirdRounds()
+    waits = rounds.push(f"{MOON} {MOON} ") and rounds.push(f"{MOON} It")
+    assert waits == rounds.push("") == len(f" {MOON} It")
+
+
 def test_what_nobody_ended_is_seen():
     """Where the guards are off."""
     rounds = ThirdRounds()
