@@ -45,7 +45,7 @@ DEBIAN = ("ca-certificates", "passwd", "python3", "python3-pip", "python3-venv")
 VLLM = """\
 FROM localhost/nudging-server:cpu
 USER 0:0
-RUN mv /opt/nudge/.venv /opt/vllm && rm -r /opt/nudge && userdel --remove nudge \\
+RUN mv /opt/nudge/.venv /opt/vllm && rm -r /opt/nudge && userdel nudge \\
     && rm -r /opt/vllm/lib/python3.11/site-packages/*nudging_server* \\
     && echo /opt/vllm/lib/python3.11/site-packages >/usr/lib/python3/dist-packages/vllm.pth
 """

@@ -30,6 +30,7 @@ _NUMBER = re.compile(r"\s*\d{1,3}[.)]\s")  # of a list's item, which may come ag
 _NUMBERED = re.compile(r"\s*\d{1,3}[.)]?\s*")  # and nothing behind it yet
 _WIDE = "\u3002\uff01\uff1f"  # the ideographic full stop, the wide ! and ?
 _BREAK = re.compile(rf"(?<=[.!?])(?=\s)|(?<=[{_WIDE}])|\n")
+_NO_WORD = re.compile(r"(?<!\w)|(?!\w)")  # the inside of one isn't it
 _MARK = re.compile(rf"[.!?{_WIDE}\n]")
 _ENDS = tuple(f".!?{_WIDE}")
 
@@ -198,15 +199,19 @@ class RepeatedPhrase:
 
     @property
     def coming(self) -> int:
-        """How many characters at the text's end come after two rounds of a phrase. None where
-        nobody ended the fourth."""
-        if not self._near or self._before == len(PHRASE_REPEATS):
+        """How many characters at the text's end come after two rounds of a phrase, from the next
+        end of a sentence on, or else not from within a word: a round may be found to begin
+        anywhere. None where nobody ended the fourth."""
+        period, tail = self._near, self._tail
+        if not period or self._before == len(PHRASE_REPEATS):
             return 0
-        again = max(0, self._run(self._near) - 2 * self._near)
-        # The rounds that are found may begin with the full stop in front of the first.
-        while again and self._tail[-again] in _ENDS:
-            again -= 1
-        return again
+        third = len(tail) - self._run(period) + 2 * period
+        for end in (_BREAK, _NO_WORD):
+            found = end.search(tail, third - period)
+            if found and found.start() < third:
+                third = found.start() + period
+                break
+        return max(0, len(tail) - third)
 
     def _period(self, seen: int) -> int:
         """How long ago the text ended as it does, by so many characters; 0 where it didn't."""

@@ -170,6 +170,19 @@ def test_of_what_goes_round_two_rounds_are_seen(before: str, cycle: str, size: i
     assert seen.rstrip() == (before + cycle * 2).rstrip()
 
 
+def test_no_word_is_cut_where_a_round_is_found_to_begin_in_one():
+    """Here with the "he" of "The" and "the"."""
+    now = "The coin is now heads up.\n\n"
+    text = "It is flipped, and the coin is now heads up.\n\n" + now * 9
+    for size in (1, 3, 8):
+        assert shown(text, size) == (text[: text.index(now)] + now + now.rstrip(), True)
+    coin = "the silent coin fell and "
+    seen, ended = shown(f"Nobody saw that {coin * 9}", 3)
+    assert ended
+    assert seen.rstrip().endswith(" and")
+    assert seen.count("coin") == 2
+
+
 def test_the_number_of_a_list_s_item_is_not_seen_either():
     text = "".join(f"{i}. **Lemon and cherry**\n" for i in range(1, 9))
     assert shown(text, 3) == ("1. **Lemon and cherry**\n2. **Lemon and cherry**", True)
