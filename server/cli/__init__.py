@@ -21,6 +21,7 @@ from server.cli.terminal import out
 
 # Every process of a server comes by here, its engines' too, before it imports vLLM: a million
 # objects that stay, and looking through them again and again is a fifth of the time it takes.
+# (`server.engines.vllm.lifeline` has it as usual again, once they are there.)
 gc.set_threshold(50_000, 20, 100)
 
 app = typer.Typer(

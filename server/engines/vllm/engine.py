@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -54,7 +55,7 @@ from server.core import ConfigError, EngineUnavailable, SamplingParams, TokenIds
 from server.engines.base import ABILITIES, Ability, EngineInfo, TurnParams, collect
 from server.engines.silence import Watch
 from server.engines.vllm.account import account
-from server.engines.vllm.lifeline import SERVER, this_process
+from server.engines.vllm.lifeline import COLLECTION, SERVER, this_process
 from server.engines.vllm.processes import environment, kill, no_interrupts
 from server.engines.vllm.resumable import Capacity
 from server.engines.vllm.session import Core, VllmSession
@@ -62,6 +63,8 @@ from server.engines.vllm.told import PROCESSOR
 from server.text.tokenizer import Tokenizer
 
 log = logging.getLogger("nudge")
+
+gc.set_threshold(*COLLECTION)
 
 SIZED_SHARE = 0.05
 """``gpu_memory_utilization`` of an engine whose cache has a size of its own. It sizes nothing then,

@@ -6,6 +6,7 @@ Imported by vLLM in each of its processes, so it is light. Knows: processes. Doe
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import threading
@@ -15,6 +16,9 @@ from typing import Any
 SERVER = "NUDGE_SERVER_PROCESS"
 """Environment variable: the process that every engine process on its host must die with, as
 `this_process` tells it."""
+
+COLLECTION = (700, 10, 10)
+"""When garbage is collected: Python's own thresholds. `server.cli` raises them for the imports."""
 
 _watching: set[int] = set()
 
@@ -48,6 +52,7 @@ def die_with_server() -> None:
     if not pid or host != _host() or pid == os.getpid() or os.getpid() in _watching:
         return
     _watching.add(os.getpid())
+    gc.set_threshold(*COLLECTION)
     with contextlib.suppress(PermissionError):  # it leads a session of its own: out already
         os.setpgid(0, 0)
     threading.Thread(target=_exit_after, args=(pid,), daemon=True, name="server-watch").start()
