@@ -47,7 +47,7 @@ class Alone:
         """
         grammar = request.grammar
         verbatim = grammar is not None and not grammar.free
-        self.side = Side(engine, speaker, prompt, verbatim=verbatim)
+        self.side = Side(engine, speaker, prompt, verbatim=verbatim, marked=request.marked)
         self.request = request
         self._budget = ThinkingBudget(request.thinking)
         self._turns = 0
@@ -64,11 +64,12 @@ class Alone:
             if not request.limit:
                 return End("length")
             growing = Growing(side, scores=request.top_logprobs is not None)
-            while (end := await self._turn(growing, out)) is None:
+            while True:
                 if self._budget.due and not self._close_thoughts(out):
                     return End("length")
                 await side.catch_up()
-            return end
+                if (end := await self._turn(growing, out)) is not None:
+                    return end
         finally:
             await side.session.aclose()
 
@@ -85,8 +86,6 @@ class Alone:
             top=self._reported,
             turn=self._turns,
         )
-        if budget.due:
-            return None
         self._turns += 1
         async with aclosing(side.session.generate(params)) as events:
             async for event in events:

@@ -182,7 +182,12 @@ class Prompt(Strict):
         """Whether to think, for chat templates that know a switch for it: one of these."""
         if self.thinking is None:
             return None
-        return dict.fromkeys(("enable_thinking", "thinking"), self.thinking.type != "disabled")
+        return dict.fromkeys(("enable_thinking", "thinking"), self._thinks)
+
+    @property
+    def _thinks(self) -> bool:
+        """Whether it is asked to."""
+        return self.thinking is not None and self.thinking.type != "disabled"
 
     def _tools_asked(self) -> Tools | None:
         choice = self.tool_choice or ChoiceOfTool(type="auto")
@@ -244,11 +249,10 @@ class MessagesRequest(Prompt):
 
     @property
     def _budget(self) -> int | None:
-        thinks = self.thinking is not None and self.thinking.type != "disabled"
-        return self.thinking.budget_tokens if self.thinking is not None and thinks else None
+        return self.thinking.budget_tokens if self.thinking and self._thinks else None
 
     def _passed_over(self) -> Iterator[str]:
-        if self.thinking is not None and self.thinking.type != "disabled":
+        if self._thinks:
             yield "thinking"
         if self.output_config is not None and self.output_config.effort is not None:
             yield "output_config.effort"

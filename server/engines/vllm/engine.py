@@ -12,8 +12,7 @@ import gc
 import logging
 import multiprocessing
 import os
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any, Self, TypeGuard
 
@@ -56,7 +55,7 @@ from server.engines.base import ABILITIES, Ability, EngineInfo, TurnParams, coll
 from server.engines.silence import Watch
 from server.engines.vllm.account import account
 from server.engines.vllm.lifeline import COLLECTION, SERVER, this_process
-from server.engines.vllm.processes import environment, kill, no_interrupts
+from server.engines.vllm.processes import environment, given_up, kill, no_interrupts
 from server.engines.vllm.resumable import Capacity
 from server.engines.vllm.session import Core, VllmSession
 from server.engines.vllm.told import PROCESSOR
@@ -69,9 +68,6 @@ gc.set_threshold(*COLLECTION)
 SIZED_SHARE = 0.05
 """``gpu_memory_utilization`` of an engine whose cache has a size of its own. It sizes nothing then,
 but that much of the GPU has to be free at the start, and by default nearly all of it."""
-
-GIVE_UP_S = 30.0
-"""How long a start that was given up is waited for, which may have no process yet to kill."""
 
 EXIT_S = 1.0
 """How long an engine process may take to end before it is killed. It has nothing to save."""
@@ -153,7 +149,7 @@ class VllmEngine:
             started = bool((await asyncio.wait({loading}, timeout=timeout_s))[0])
         finally:
             if not started:
-                await _given_up(loading, children)
+                await given_up(loading, children)
         if not started:
             raise late
         try:
@@ -286,24 +282,6 @@ def _count_outputs(core: Core) -> None:
         return process(outputs, *args, **kwargs)
 
     processor.process_outputs = heard
-
-
-async def _given_up(loading: asyncio.Task[AsyncLLM], others: Collection[BaseProcess]) -> None:
-    """Leave nothing of a start. A thread can't be cancelled, but its constructor fails once its
-    child is dead; it may have none yet, and then has one soon.
-
-    Args:
-        loading: the start.
-        others: the processes that are not its.
-    """
-    asked = time.monotonic()
-    done = False
-    while not done and time.monotonic() < asked + GIVE_UP_S:
-        done = bool((await asyncio.wait({loading}, timeout=0.1))[0])
-        for child in multiprocessing.active_children():
-            if child not in others:
-                child.kill()
-                await asyncio.to_thread(child.join, 1)
 
 
 async def _shut_down(llm: AsyncLLM) -> None:

@@ -5,12 +5,20 @@ Knows: signals, the environment, /proc. Does not know: vLLM.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+GIVE_UP_S = 30.0
+"""How long a start that was given up is waited for, which may have no process yet to kill."""
 
 
 def kill(pid: int) -> None:
@@ -23,6 +31,24 @@ def kill(pid: int) -> None:
     for each in family:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
+
+
+async def given_up(loading: asyncio.Task[Any], others: Collection[BaseProcess]) -> None:
+    """Leave nothing of a start. A thread can't be cancelled, but its constructor fails once its
+    child is dead; it may have none yet, and then has one soon.
+
+    Args:
+        loading: the start.
+        others: the processes that are not its.
+    """
+    asked = time.monotonic()
+    done = False
+    while not done and time.monotonic() < asked + GIVE_UP_S:
+        done = bool((await asyncio.wait({loading}, timeout=0.1))[0])
+        for child in multiprocessing.active_children():
+            if child not in others:
+                child.kill()
+                await asyncio.to_thread(child.join, 1)
 
 
 @contextlib.contextmanager

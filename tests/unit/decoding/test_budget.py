@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -151,3 +152,20 @@ async def test_what_is_thought_in_time_is_what_it_would_be(way: str, folder: str
     short = await written(limited(2))
     assert short.count(CLOSES) == 2  # ours, and the script's, which goes by characters
     assert short.index(CLOSES) < said.index(CLOSES)
+
+
+async def test_a_model_alone_reads_its_own_token_where_its_thoughts_are_ended():
+    chat = deepcopy(Tokenizer.load(str(DEMO / "aligned")).chat)
+    chat.add_tokens([CLOSES])
+    tokenizer, end = Tokenizer(chat), chat.eos_token_id
+    read: list[int] = []
+    info = EngineInfo("scripted", "text", 700, tokenizer, (end,))
+    plain = scripted_text(tokenizer, end, [("I wonder what she does. And so on.", 0.9)])
+
+    def distribution(prompt, output):
+        read[:] = output
+        return plain(prompt, output)
+
+    request = replace(GREEDY, thinking=limited(3, thinking=True))
+    await whole(Alone(ScriptedEngine(info, distribution), "aligned", ("a",), request), request)
+    assert chat.convert_tokens_to_ids(CLOSES) in read
