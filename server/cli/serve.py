@@ -67,6 +67,7 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
     """Returns the exit code: 0 where it was told to end, 1 where it gave up."""
     from server.api.app import create_app
     from server.api.connection import Connection
+    from server.serving.engines import settle
     from server.serving.registry import Registry
     from server.serving.supervisor import supervise
 
@@ -89,6 +90,7 @@ async def _serve(settings: config.Settings, config_file: Path) -> int:
         out.print(f"[bold]nudge {__version__}[/bold]  {config_file}")
         try:
             await registry.start(said)
+            settle()
             _say_ready(settings, listening.getsockname()[1], time.monotonic() - began)
             await supervise(registry.engines, settings.server, said)
         except Exception as error:

@@ -58,6 +58,7 @@ class Catalog:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._listed = {name: self._read(name) for name in self.names()}
 
     def names(self) -> Iterator[str]:
         """Every name that ``/v1/models`` lists. ``NAME@γ`` is understood but not listed."""
@@ -66,6 +67,9 @@ class Catalog:
 
     def resolve(self, model: str) -> Served:
         """Raises `UnknownModel`."""
+        return self._listed.get(model) or self._read(model)
+
+    def _read(self, model: str) -> Served:
         name, colon, role = model.partition(":")
         name, at, gamma = name.partition("@")
         settings = self.settings.models.get(name)

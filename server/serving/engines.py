@@ -78,7 +78,7 @@ class Engines(Mapping[str, Engine]):
         self._started[name] = await self._start(name, progress)
         self.restarts[name] += 1
         # The dead one is in reference cycles, and its sockets stay open as long as it is.
-        await asyncio.to_thread(gc.collect)
+        await asyncio.to_thread(settle)
 
     async def _start(self, name: str, progress: Progress) -> Engine:
         began = time.monotonic()
@@ -95,6 +95,15 @@ class Engines(Mapping[str, Engine]):
         engines = list(self._started.values())
         self._started.clear()
         await asyncio.gather(*(engine.aclose() for engine in engines))
+
+
+def settle() -> None:
+    """Collect what nobody needs any more, and have the collector pass over the rest from here on: a
+    million objects of the engines' libraries, which live as long as the process. (vLLM's own
+    server does the same once it has started.)"""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 async def start_engine(name: str, settings: Settings) -> Engine:
