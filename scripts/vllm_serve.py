@@ -29,11 +29,11 @@ def vllm_serve(model: Path, folder: Path, *args: str, threads: int = 1) -> Itera
     Args:
         folder: for its log, and what it needs besides.
     """
-    path = [str(ROOT), str(_metadata(folder))]
+    path = [str(ROOT), str(_metadata(folder)), os.environ.get("PYTHONPATH", "")]
     env = {name: value for name, value in os.environ.items() if name != SERVER}
     env |= {
-        "PYTHONPATH": os.pathsep.join(path),
-        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "VLLM_USE_V2_MODEL_RUNNER": os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0"),
         "VLLM_NO_USAGE_STATS": "1",
         "TORCH_COMPILE_DISABLE": "1",
         "GOMP_SPINCOUNT": "20000",
