@@ -74,6 +74,11 @@ def kept_answers(file: Path) -> dict[str, Row]:
     return {row["id"]: row for row in read_lines(file)[1:]}
 
 
+def api(url: str) -> str:
+    """The server's own address will do."""
+    return url if url.rstrip("/").endswith("/v1") else f"{url.rstrip('/')}/v1"
+
+
 async def ask(client: httpx.AsyncClient, body: Row) -> Row:
     """One answer. A full queue and a loading engine are waited for; other errors are answers."""
     for _ in range(60):
@@ -126,7 +131,7 @@ async def measure(system: System, questions: Sequence[Row], args: argparse.Names
         for row in keep.values():
             write(row)
         async with httpx.AsyncClient(
-            base_url=args.url, timeout=900, headers=headers, limits=limits
+            base_url=api(args.url), timeout=900, headers=headers, limits=limits
         ) as client:
 
             async def one(question: Row) -> None:
