@@ -19,7 +19,7 @@ from rich.table import Table
 from server import config
 from server.cli.measure import about, fingerprint, run, totals
 from server.cli.progress import Telling
-from server.cli.terminal import err, out
+from server.cli.terminal import err, out, say_warning
 from server.evaluation import agreement, plots
 from server.evaluation.data import Data, EvaluationError
 from server.evaluation.paper import plots as pictures
@@ -28,8 +28,8 @@ from server.evaluation.paper.contestants import LARGE, Contest, contest, depends
 from server.evaluation.paper.endpoint import Endpoint
 from server.evaluation.paper.judge import Cost, Job, Judge
 from server.evaluation.paper.outcome import Outcome, counted, mean_of, outcome, recall
-from server.evaluation.paper.rows import Asked, load, named
-from server.evaluation.paper.tasks import TASKS
+from server.evaluation.paper.rows import Asked, found, load, named
+from server.evaluation.paper.tasks import TASKS, PaperTask
 from server.evaluation.report import estimate, percent, write_json
 from server.evaluation.runs import Answer, Setup, Tick, answer_all, answers, check_prompts
 from server.evaluation.store import Store
@@ -65,8 +65,7 @@ def paper(
     settings: config.Settings, setup: Setup, options: Options, to: Path, *, fresh: bool
 ) -> None:
     """Raises `NudgeError`."""
-    wanted = TASKS if options.tasks is None else [n.strip() for n in options.tasks.split(",")]
-    tasks = named(name for name in wanted if name)
+    tasks = _wanted(options)
     compared = _contest(settings, setup, options)
     prefixed = options.prompts == "paper"
     asked = []
@@ -102,6 +101,21 @@ def paper(
         ]
         begun = min(store.begun for store in stores.values())
     _report(compared, setup, options, outcomes, costs, begun, to)
+
+
+def _wanted(options: Options) -> list[PaperTask]:
+    """Those that were named; of all of them those that the folder has, if there is one."""
+    if options.tasks is not None:
+        return named(name for each in options.tasks.split(",") if (name := each.strip()))
+    tasks = named(TASKS)
+    if options.folder is None:
+        return tasks
+    there = [task for task in tasks if found(task, options.folder)]
+    if absent := ", ".join(task.name for task in tasks if task not in there):
+        if not there:
+            raise EvaluationError(f"{options.folder} has a file of none of the tasks: {absent}")
+        say_warning(f"left out, for {options.folder} has no file of them: {absent}")
+    return there
 
 
 def _contest(settings: config.Settings, setup: Setup, options: Options) -> Contest:

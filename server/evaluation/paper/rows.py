@@ -49,6 +49,13 @@ def named(names: Iterable[str]) -> list[PaperTask]:
     return [TASKS[name] for name in found]
 
 
+def found(task: PaperTask, folder: Path) -> Path | None:
+    """Its file in a folder, if there is one."""
+    stems = [task.name, *([task.file] if task.file else [])]
+    paths = (folder / f"{stem}.{end}" for stem in stems for end in ("jsonl", "json", "parquet"))
+    return next(filter(Path.is_file, paths), None)
+
+
 def load(task: PaperTask, folder: Path | None, limit: int | None, *, prefixed: bool) -> Asked:
     """
     Args:
@@ -126,12 +133,10 @@ def _hub(task: PaperTask) -> Sequence[Row]:
 
 
 def _file(task: PaperTask, folder: Path) -> Sequence[Row]:
-    stems = [task.name, *([task.file] if task.file else [])]
-    wanted = [folder / f"{stem}.{end}" for stem in stems for end in ("jsonl", "json", "parquet")]
-    for path in wanted:
-        if path.is_file():
-            return _parquet(path) if path.suffix == ".parquet" else _json(path)
-    raise EvaluationError(f"{folder} has no {wanted[0].name} (nor .json, .parquet)")
+    path = found(task, folder)
+    if path is None:
+        raise EvaluationError(f"{folder} has no {task.name}.jsonl (nor .json, .parquet)")
+    return _parquet(path) if path.suffix == ".parquet" else _json(path)
 
 
 def _json(path: Path) -> Sequence[Row]:

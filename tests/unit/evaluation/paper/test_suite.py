@@ -331,6 +331,25 @@ def test_a_file_that_is_missing_or_of_another_form_is_named(desk: Desk):
     assert "gsm8k, row 1, isn't as openai/gsm8k has it (KeyError: 'question')" in wrong.output
 
 
+def test_the_suite_takes_what_a_folder_has_and_says_what_it_left_out(desk: Desk):
+    kept = {"csqa", "last_letters", "last_letter_concat"}
+    for file in desk.rows.iterdir():
+        if file.stem not in kept:
+            file.unlink()
+    suite = ("--suite", "paper", "--limit", "2", "--systems", "nudged", "--no-disagreement")
+    result = desk.local(*suite)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "left out, for" in said
+    assert "gsm8k, svamp, multiarith, mmlu" in said
+    assert [each["task"] for each in desk.report()["tasks"]] == ["csqa", "last_letter_concat"]
+    for file in desk.rows.iterdir():
+        file.unlink()
+    none = desk.local(*suite)
+    assert none.exit_code == 2
+    assert "has a file of none of the tasks" in none.output
+
+
 def test_the_hub_is_asked_through_its_library(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
