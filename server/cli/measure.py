@@ -136,11 +136,15 @@ def finishing(store_path: Path, action: Callable[[], None]) -> None:
         raise typer.Exit(2) from None
     except NudgeError as error:
         say_error(str(error))
-        err.print(f"What was answered is in {store_path}; the same command goes on from there.")
+        err.print(
+            f"What was answered is in {store_path}; the same command goes on from there.",
+            soft_wrap=True,
+        )
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         err.print(
-            f"\ncut off. What was answered is in {store_path}; the same command goes on from there."
+            f"\ncut off. What was answered is in {store_path}; the same command goes on from there.",
+            soft_wrap=True,
         )
         raise typer.Exit(130) from None
 
