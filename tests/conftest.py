@@ -31,6 +31,9 @@ from tests import modes
 
 modes.enter()
 
+# What commands say is looked for in one piece, however long the folder's name is.
+os.environ["COLUMNS"] = "250"
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo"
 CONFIGS = ROOT / "configs"

@@ -179,4 +179,7 @@ def _report(
         out.print(paragraph.replace("**", ""), markup=False)
     if not names:
         out.print(f"no plots: {plots.INSTALL}", markup=False)
-    out.print(f"written: {folder}/report.md, report.json, suggested.yaml {' '.join(names)}")
+    out.print(
+        f"written: {folder}/report.md, report.json, suggested.yaml {' '.join(names)}",
+        soft_wrap=True,
+    )

@@ -240,7 +240,7 @@ def _evaluate(
     out.print(table)
     if not plot:
         out.print(f"no plot: {plots.INSTALL}", markup=False)
-    out.print(f"written: {to}/report.md, report.json {plot or ''}")
+    out.print(f"written: {to}/report.md, report.json {plot or ''}", soft_wrap=True)
 
 
 def _asked(

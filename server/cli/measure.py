@@ -129,6 +129,7 @@ async def _run(
 def finishing(store_path: Path, action: Callable[[], None]) -> None:
     """Do the whole of a command. Ends it with exit code 2 for a wrong question, 1 for an engine
     that failed, 130 for Ctrl-C."""
+    goes_on = f"What was answered is in {store_path}; the same command goes on from there."
     try:
         action()
     except EvaluationError as error:
@@ -136,16 +137,10 @@ def finishing(store_path: Path, action: Callable[[], None]) -> None:
         raise typer.Exit(2) from None
     except NudgeError as error:
         say_error(str(error))
-        err.print(
-            f"What was answered is in {store_path}; the same command goes on from there.",
-            soft_wrap=True,
-        )
+        err.print(goes_on, soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        err.print(
-            f"\ncut off. What was answered is in {store_path}; the same command goes on from there.",
-            soft_wrap=True,
-        )
+        err.print(f"\ncut off. {goes_on}", soft_wrap=True)
         raise typer.Exit(130) from None
 
 

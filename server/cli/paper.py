@@ -232,7 +232,7 @@ def _report(
         )
     if not plots.available():
         out.print(f"no plots: {plots.INSTALL}", markup=False)
-    out.print(f"written: {to}/report.md, report.json {' '.join(drawn)}")
+    out.print(f"written: {to}/report.md, report.json {' '.join(drawn)}", soft_wrap=True)
 
 
 def _show(outcomes: Sequence[Outcome]) -> None:
