@@ -132,7 +132,14 @@ def test_gamma_in_the_name_is_gamma_in_the_body(client: openai.OpenAI):
         named = ask(client, model=f"demo@{gamma}")
         given = ask(client, extra_body={"nudging": {"gamma": gamma}})
         assert named.choices[0].message.content == given.choices[0].message.content
-        assert extra(named.usage, "nudging") == extra(given.usage, "nudging")
+        assert written(named) == written(given)
+
+
+def written(answer: Any) -> dict[str, Any]:
+    """What an answer has of whom. How much was computed in vain depends on who was faster."""
+    counts: dict[str, Any] = extra(answer.usage, "nudging")
+    in_vain = ("base_steps", "aligned_steps", "discarded_tokens")
+    return {name: count for name, count in counts.items() if name not in in_vain}
 
 
 def test_over_one_the_answer_is_the_aligned_models(client: openai.OpenAI):
