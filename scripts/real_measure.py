@@ -76,7 +76,7 @@ def kept_answers(file: Path) -> dict[str, Row]:
 
 def api(url: str) -> str:
     """The server's own address will do."""
-    return url if url.rstrip("/").endswith("/v1") else f"{url.rstrip('/')}/v1"
+    return url.rstrip("/").removesuffix("/v1") + "/v1"
 
 
 async def ask(client: httpx.AsyncClient, body: Row) -> Row:
