@@ -60,14 +60,18 @@ class Followers:
             self._compiled.popitem(last=False)
         return first.copy()
 
-    def closing(self, size: int, device: torch.device) -> torch.Tensor:
-        """For each token, whether it only closes what is open."""
+    def closing(self, kept: torch.Tensor) -> torch.Tensor:
+        """Of the tokens that may come (bool[V]) those that only close what is open. Where a letter
+        may come a string is open: nothing but a quote closes that, a bracket is its text."""
         if self._closing is None:
             assert self._vocabulary is not None
-            table = [closes(token) for token in self._vocabulary.table]
-            table += [False] * (size - len(table))
-            self._closing = torch.tensor(table[:size], device=device)
-        return self._closing
+            table = self._vocabulary.table[: len(kept)]
+            tests = (closes, lambda token: token.startswith(b'"'), lambda token: token == b"a")
+            rows = [[test(token) for token in table] for test in tests]
+            self._closing = torch.zeros(3, len(kept), dtype=torch.bool, device=kept.device)
+            self._closing[:, : len(table)] = torch.tensor(rows, device=kept.device)
+        closing, quotes, letter = self._closing
+        return kept & closing & quotes if bool((kept & letter).any()) else kept & closing
 
 
 class Adjustment:
@@ -118,7 +122,7 @@ class Adjustment:
         else:
             kept = _bits(allowed, len(row)).to(self._device)
             if ending and not bool(kept[self._ends].any()):
-                closing = kept & self._followers.closing(len(row), self._device)
+                closing = self._followers.closing(kept)
                 kept = closing if bool(closing.any()) else kept
         row.masked_fill_(~kept, -torch.inf)
         return True
