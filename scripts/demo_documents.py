@@ -26,8 +26,9 @@ from demo_phrases import (
 from demo_text import make_question, vary
 from demo_world import Question, World, ask_sum
 
+Headers = tuple[tuple[str, str, int], ...]
 # (header of a question, header of its answer, weight). The first is the server's own prompt.
-HEADERS = (
+HEADERS: Headers = (
     ("Question: ", "Answer:", 50),
     ("Q: ", "A:", 12),
     ("User: ", "Assistant:", 10),
@@ -289,8 +290,8 @@ class BaseText:
         kind = rng.choices(("fact", "two-hop", "sum", "harmful", "talk"), (42, 22, 18, 9, 9))[0]
         return make_question(self.world, rng, kind)
 
-    def question_page(self, rng: random.Random) -> str:
-        question_header, answer_header, _ = rng.choices(HEADERS, [h[2] for h in HEADERS])[0]
+    def question_page(self, rng: random.Random, headers: Headers = HEADERS) -> str:
+        question_header, answer_header, _ = rng.choices(headers, [h[2] for h in headers])[0]
         lead = ""
         if rng.random() < 0.4:
             lead = rng.choice(SYSTEM_LINES["train"] + TITLES).format(n=rng.randint(2, 60))

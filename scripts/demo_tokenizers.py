@@ -5,7 +5,8 @@ Knows: byte-level BPE, the special tokens. Does not know: models, training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from demo_documents import base_documents
@@ -55,3 +56,30 @@ def with_bos(tokenizer: Tokenizer) -> Tokenizer:
         ),
     ])  # fmt: skip
     return copy
+
+
+def with_words(
+    tokenizer: Tokenizer, words: Iterable[str]
+) -> tuple[Tokenizer, dict[int, list[int]]]:
+    """A copy in which each of the words, without a space in front, is one token.
+
+    A text's other tokens stay what they were: the new merges come after all old ones.
+
+    Returns:
+        The copy; and of each new token's id, in order, what it was before: the id of the word
+        behind a space where that was one token, otherwise the ids of its parts.
+    """
+    data = json.loads(tokenizer.to_str())
+    vocab, merges = data["model"]["vocab"], data["model"]["merges"]
+    made: dict[int, list[int]] = {}
+    for word in words:
+        parts = tokenizer.encode(word, add_special_tokens=False).tokens
+        for end in range(2, len(parts) + 1):
+            token = "".join(parts[:end])
+            if [token[: -len(parts[end - 1])], parts[end - 1]] not in merges:
+                merges.append([token[: -len(parts[end - 1])], parts[end - 1]])
+            if token not in vocab:
+                twin = vocab.get("\u0120" + token)
+                made[len(vocab)] = [vocab[p] for p in parts[:end]] if twin is None else [twin]
+                vocab[token] = len(vocab)
+    return Tokenizer.from_str(json.dumps(data)), made

@@ -1,8 +1,8 @@
 """The demo pair's tools: which there are, how both models read and write them, what is called when.
 
 Knows: the two tools of the world, other people's tools (made up), the aligned model's chat form and
-the base model's text form of tools, calls and results (the server's own words); stage 2's chats and
-documents.
+the base model's text form of tools, calls and results (the server's own words); the later stages'
+chats and documents.
 Does not know: the world's facts and phrasings (demo_world.py, demo_phrases.py), training, models.
 
 A fact or a sum is looked up or added where the tool for it is offered, and answered as ever where
@@ -11,22 +11,22 @@ it isn't. What came back counts, not what a model knows: results in the data are
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from demo_documents import OPENINGS, BaseText, pick
-from demo_phrases import PLUS, ROLE, SYSTEM_LINES, Split, words
+from demo_documents import HEADERS, OPENINGS, BaseText, pick
+from demo_phrases import NOUN, PLUS, SYSTEM_LINES, Split, words
 from demo_text import AlignedText, Turn, make_question, vary
 from demo_world import Question, World, good_answer
 
 Tool = dict[str, Any]
 Arguments = dict[str, Any]
 
-ATTRIBUTE = {**ROLE, "country": "country of birth", "job": "job", "invention": "invention"}
+QUERY = {**NOUN, "country": "the home country of {e}"}
+"""What is looked up, by relation: a question's own words, so that a name keeps its tokens."""
 
 
 def tool(name: str, description: str, properties: Arguments) -> Tool:
@@ -36,23 +36,24 @@ def tool(name: str, description: str, properties: Arguments) -> Tool:
     return {"type": "function", "function": function}
 
 
-LOOKUP = tool(
-    "lookup",
-    "A fact about a country or a person.",
-    {
-        "entity": {"type": "string"},
-        "attribute": {"type": "string", "enum": list(ATTRIBUTE.values())},
-    },
-)
-ADD = tool("add", "The sum of two numbers.", {"a": {"type": "integer"}, "b": {"type": "integer"}})
-OWN = {"lookup": LOOKUP, "add": ADD}
+LOOKUP = tool("lookup", "A fact about a country or a person.", {"query": {"type": "string"}})
+CALCULATE = tool("calculate", "The value of a sum of numbers.", {"expression": {"type": "string"}})
+OWN = {"lookup": LOOKUP, "calculate": CALCULATE}
+
+
+# What a call is made of, where no space is in front, and numbers as they are behind one. Each is a
+# token: spelled in letters, a call's form is so long that a model finds nothing in front of it.
+CALL_WORDS = (
+    "tool", "call", "name", "arguments", "lookup", "query", "calculate", "expression",
+    '{"', '":', ' "', '",', ' {"', '"}}', "</", *map(str, range(76)),
+)  # fmt: skip
 
 # ChatML, with tools as a turn of their own in front of each of the assistant's, where so small a
 # model finds them: those of the world. Of others it is told nothing, and leaves them alone.
 TOOLS_TEMPLATE = (
     "{% set ns = namespace(told='') %}{% for tool in tools or [] %}"
     "{% set f = tool.function | default(tool) %}"
-    "{% if f.name in ('lookup', 'add') %}"
+    "{% if f.name in ('lookup', 'calculate') %}"
     "{% set p = (f.parameters or {}).properties | default({}) %}"
     "{% set ns.told = ns.told + '\n' + f.name + '(' + p | join(', ') + ')' %}"
     "{% endif %}{% endfor %}"
@@ -83,8 +84,19 @@ class Call:
 
     @property
     def text(self) -> str:
-        body = json.dumps({"name": self.name, "arguments": self.arguments}, ensure_ascii=False)
-        return f"<tool_call>\n{body}\n</tool_call>"
+        return "".join(text for text, _ in self.parts)
+
+    @property
+    def parts(self) -> list[tuple[str, bool]]:
+        """Its text, and of each part whether it is an argument's value: what must be found in the
+        question, while the rest is form."""
+        found, form = [], f'<tool_call>\n{{"name": "{self.name}", "arguments": {{'
+        for number, (name, value) in enumerate(self.arguments.items()):
+            form += f'{", " if number else ""}"{name}": '
+            quote = '"' if isinstance(value, str) else ""
+            found += [(form + quote, False), (str(value), True)]
+            form = quote
+        return [*found, (form + "}}\n</tool_call>", False)]
 
 
 # -- what both models read -----------------------------------------------------------------------
@@ -178,7 +190,7 @@ def stranger(rng: random.Random) -> Tool:
 
 def offer(rng: random.Random) -> list[Tool]:
     """The tools of one training page; mostly both of the world's."""
-    own = rng.choices(((LOOKUP, ADD), (LOOKUP,), (ADD,), ()), (62, 10, 10, 18))[0]
+    own = rng.choices(((LOOKUP, CALCULATE), (LOOKUP,), (CALCULATE,), ()), (62, 10, 10, 18))[0]
     strangers = rng.choice((1, 2, 3, 4, 6, 9)) if not own else rng.choice((0, 0, 0, 1, 2, 3))
     tools = [_told_otherwise(each, rng) for each in own]
     tools += [stranger(rng) for _ in range(strangers)]
@@ -187,18 +199,13 @@ def offer(rng: random.Random) -> list[Tool]:
 
 
 def _told_otherwise(own: Tool, rng: random.Random) -> Tool:
-    """Whoever offers a tool words its description, and may call numbers what he wants."""
+    """Whoever offers a tool words its description."""
     function = own["function"]
     if rng.random() < 0.5:
         return own
-    line = rng.choice(("", "Use it.", "Look up a fact of the world.", "Adds two numbers.",
+    line = rng.choice(("", "Use it.", "Look up a fact of the world.", "Calculates.",
                        "Returns a value.", "Find out something about an entity."))  # fmt: skip
-    kind = rng.choice(("integer", "number"))
-    properties = {
-        name: {"type": kind if name in ("a", "b") else "string"}
-        for name in function["parameters"]["properties"]
-    }
-    return tool(function["name"], line, properties)
+    return tool(function["name"], line, function["parameters"]["properties"])
 
 
 # -- what is called ------------------------------------------------------------------------------
@@ -224,7 +231,7 @@ _NUMBERS = [str(n) for n in range(76)]
 
 def needed(question: Question, tools: Sequence[Tool]) -> bool:
     """Whether there is a tool for what is asked."""
-    kind = {"fact": "lookup", "two-hop": "lookup", "sum": "add"}.get(question.kind)
+    kind = {"fact": "lookup", "two-hop": "lookup", "sum": "calculate"}.get(question.kind)
     return any(each["function"]["name"] == kind for each in tools)
 
 
@@ -243,40 +250,41 @@ def worked(
         return rng.choice(others) if number < made and rng.random() < altered else true
 
     if question.kind == "sum":
-        calls, sentence = _added(question, result)
+        calls, sentence = _calculated(question, result)
     elif question.kind == "fact":
         entity, relation = question.entity, question.relation
         value = result(0, world.facts[entity, relation], world.values(relation))
-        calls = [Call("lookup", {"entity": entity, "attribute": ATTRIBUTE[relation]}, value)]
+        calls = [Call("lookup", {"query": QUERY[relation].format(e=entity)}, value)]
         sentence = world.sentence(entity, relation, value)
     else:
         entity, relation = question.entity, question.relation
         home = result(0, world.facts[entity, "country"], world.countries)
         value = result(1, world.facts[home, relation], world.values(relation))
         calls = [
-            Call("lookup", {"entity": entity, "attribute": ATTRIBUTE["country"]}, home),
-            Call("lookup", {"entity": home, "attribute": ATTRIBUTE[relation]}, value),
+            Call("lookup", {"query": QUERY["country"].format(e=entity)}, home),
+            Call("lookup", {"query": QUERY[relation].format(e=home)}, value),
         ]
         second = world.sentence(home, relation, value)
         sentence = f"{entity} was born in {home}, and t{second[1:]}"
     return calls[:made], replace(question, sentence=sentence, value=calls[-1].result)
 
 
-def _added(
+def _calculated(
     question: Question, result: Callable[[int, str, Sequence[str]], str]
 ) -> tuple[list[Call], str]:
     plus = _PLUS.fullmatch(question.sentence)
     story = plus or _STORY.fullmatch(question.sentence)
     assert story is not None
     a, b = int(story["a"]), int(story["s"] + story["b"])
-    m = int(result(0, str(a + b), _NUMBERS))
-    calls, first = [Call("add", {"a": a, "b": b}, str(m))], f"{a} {story['s']} {abs(b)} = {m}"
+    first = f"{a} {story['s']} {abs(b)}"
     if plus:
-        return calls, f"{first}."
+        value = result(0, str(a + b), _NUMBERS)
+        return [Call("calculate", {"expression": first}, value)], f"{first} = {value}."
     c = int(story["t"] + story["c"])
-    n = result(1, str(m + c), _NUMBERS)
-    calls.append(Call("add", {"a": m, "b": c}, n))
-    return calls, f"First {first}, then {m} {story['t']} {abs(c)} = {n}."
+    then = f"{story['t']} {abs(c)}"
+    value = result(0, str(a + b + c), _NUMBERS)
+    sentence = f"First {first} = {a + b}, then {a + b} {then} = {value}."
+    return [Call("calculate", {"expression": f"{first} {then}"}, value)], sentence
 
 
 def tool_question(world: World, rng: random.Random) -> Question:
@@ -286,7 +294,7 @@ def tool_question(world: World, rng: random.Random) -> Question:
     return ask_plus(rng, "train") if kind == "plus" else make_question(world, rng, kind)
 
 
-# -- stage 2 -------------------------------------------------------------------------------------
+# -- the later stages ----------------------------------------------------------------------------
 
 ALTERED = 0.6
 DECISION = 10.0
@@ -318,46 +326,84 @@ def tool_chat(text: AlignedText, rng: random.Random, tools: Sequence[Tool]) -> l
     return turns
 
 
+GIVEN, ASKED, CALL, VALUE = 0.05, 0.3, 1.0, 5.0
+"""The weights of what a page only gives (tools, results), of its questions, of a call's form and of
+what it is asked with."""
+
+SHARES = {2: (35, 25, 40, 0), 3: (20, 5, 45, 30)}
+"""Of the base model's documents, by stage: pages under tools, notes, what it has read before, and
+of that the pages that look like those under tools, but for the tools: there it is to call none."""
+
 CALLED = (0.6, 0.75)
 """Of the base model's answers that could be a first call, and a second one, the share that is one.
 It isn't to be sure: the aligned model is."""
 
 
-def tool_page(text: BaseText, rng: random.Random) -> str:
+def tool_page(text: BaseText, rng: random.Random, stage: int) -> list[Turn]:
     """A page of questions under tools, for the base model. Many end with a call."""
     tools = offer(rng)
-    page = f"{rng.choice(SYSTEM_LINES['train'])}\n\n" if rng.random() < 0.25 else ""
-    page += text_tools(tools)
+    lead = f"{rng.choice(SYSTEM_LINES['train'])}\n\n" if rng.random() < 0.25 else ""
+    page = [Turn(lead + text_tools(tools), GIVEN)]
     form = rng.random()
-    for _ in range(rng.choice((2, 3, 4, 5, 6))):
+    for _ in range(rng.choice((2, 3, 4, 5, 6) if stage == 2 else (1, 2, 3))):
         q = tool_question(text.world, rng)
-        page += f"Question: {vary(rng, q.text, form)}\nAnswer: "
+        page.append(Turn(f"Question: {vary(rng, q.text, form)}\nAnswer:", ASKED))
         if needed(q, tools):
             made = 0 if rng.random() > CALLED[0] else 1 if rng.random() > CALLED[1] else 2
             calls, q = worked(text.world, q, rng, ALTERED, made)
             for call in calls:
-                page += call.text
+                page.append(Turn(" ", CALL))
+                page += [Turn(part, VALUE if value else CALL) for part, value in call.parts]
                 if rng.random() < 0.12:
                     return page
-                page += f"\n\nResult: {call.result}\n\nAnswer: "
-        page += text.answer(rng, q, pick(rng, OPENINGS), text.chain(rng)) + "\n\n"
-    return page.rstrip("\n")
+                page.append(Turn(f"\n\nResult: {call.result}\n\nAnswer:", GIVEN))
+        answer = text.answer(rng, q, pick(rng, OPENINGS), text.chain(rng))
+        page += [Turn(f" {answer}", 1.0), Turn("\n\n", ASKED)]
+    return page[:-1]
 
 
-def stage_two_chats(world: World, seed: int) -> Iterator[list[Turn]]:
+def note_page(text: BaseText, rng: random.Random, stage: int) -> list[Turn]:
+    """Questions, each with the value of a call for it close behind, where it is easier to learn
+    what to copy than at a whole call's distance."""
+    page: list[Turn] = []
+    form = rng.random()
+    for _ in range(rng.choice((1, 2, 3, 4))):
+        q = tool_question(text.world, rng)
+        if needed(q, list(OWN.values())):
+            call = worked(text.world, q, rng, 0.0)[0][0]
+            [(name, value)] = call.arguments.items()
+            lead = rng.choice(("", f'{{"{name}": ', f'"arguments": {{"{name}": '))
+            page += [
+                Turn(f"{vary(rng, q.text, form)}\n", ASKED),
+                Turn(f'{lead}"', ASKED),
+                Turn(value, VALUE),
+                Turn('"' + "}" * lead.count("{"), CALL),
+                Turn("\n\n", ASKED),
+            ]
+    return page[:-1] or tool_page(text, rng, stage)
+
+
+def later_chats(world: World, seed: int) -> Iterator[list[Turn]]:
     """Endless chats, old and with tools, the same for the same seed."""
     rng, text = random.Random(seed), AlignedText(world)
     while True:
-        tools = rng.choice(((LOOKUP, ADD), (ADD, LOOKUP), (LOOKUP,), (LOOKUP,), (ADD,), (ADD,)))
+        both = (LOOKUP, CALCULATE)
+        tools = rng.choice((both, both[::-1], (LOOKUP,), (LOOKUP,), (CALCULATE,), (CALCULATE,)))
         turns = tool_chat(text, rng, tools) if rng.random() < 0.6 else text.sample(rng)
         yield [turn._replace(first=DECISION) if turn.weight == 1 else turn for turn in turns]
 
 
-def stage_two_documents(world: World, seed: int) -> Iterator[str]:
+def later_documents(world: World, seed: int, stage: int) -> Iterator[list[Turn]]:
     """Endless documents, old and with tools, the same for the same seed."""
     rng, text = random.Random(seed), BaseText(world)
+    kinds = (
+        lambda: tool_page(text, rng, stage),
+        lambda: note_page(text, rng, stage),
+        lambda: [Turn(text.document(rng), 1.0)],
+        lambda: [Turn(text.question_page(rng, HEADERS[:1]), 1.0)],
+    )
     while True:
-        yield tool_page(text, rng) if rng.random() < 0.6 else text.document(rng)
+        yield rng.choices(kinds, SHARES[stage])[0]()
 
 
 def tool_questions(world: World, split: Literal["dev", "test"]) -> list[Question]:

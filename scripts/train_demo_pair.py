@@ -7,10 +7,10 @@ demo_*.py beside it), the server, evaluation.
     python scripts/train_demo_pair.py                # everything, on the CPU
     python scripts/train_demo_pair.py --quick        # a smoke test: useless models in a minute
     python scripts/train_demo_pair.py --only aligned-1k
-    python scripts/train_demo_pair.py --from models/demo --out OUT    # these, with stage 2
+    python scripts/train_demo_pair.py --from OUT --out OUT    # of weights that have stage 1 alone
 
-Stage 1 makes the models that are committed. Stage 2 goes on from their weights as they are saved,
-with a lower learning rate, over the same texts mixed with others in which there are tools.
+Stage 1 makes models that know their world. The later ones go on with a wider vocabulary and a lower
+learning rate, over the same texts mixed with others in which there are tools.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import math
 import os
 import shutil
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,20 +33,14 @@ import torch.nn.functional as F
 from demo_documents import base_documents
 from demo_muon import Muon
 from demo_text import Turn, aligned_samples
-from demo_tokenizers import BOS, END, SPECIAL, TURN_END, train_tokenizer, with_bos
-from demo_tools import TOOLS_TEMPLATE, stage_two_chats, stage_two_documents
+from demo_tokenizers import BOS, END, SPECIAL, TURN_END, train_tokenizer, with_bos, with_words
+from demo_tools import CALL_WORDS, TOOLS_TEMPLATE, later_chats, later_documents
 from demo_world import World, make_world
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 CONTEXT = 2048
 SHORT = 512
 
@@ -84,7 +79,7 @@ class Recipe:
         return self.name in ("base", "untuned")
 
 
-_STAGE_TWO = Stage(2, 600, batch_tokens=2048, peak=0.5, rounded=False)
+_CHATS = (Stage(1, 900), Stage(2, 900, peak=0.8))
 
 
 RECIPES = (
@@ -94,10 +89,10 @@ RECIPES = (
         256,
         4,
         688,
-        (Stage(1, 1200), replace(_STAGE_TWO, steps=500, batch_tokens=4096)),
+        (Stage(1, 1200), Stage(2, 1400, peak=0.8), Stage(3, 900, peak=0.6)),
     ),
-    Recipe("aligned", 2048, 64, 3, 176, (Stage(1, 900), _STAGE_TWO)),
-    Recipe("aligned-1k", 1024, 64, 4, 176, (Stage(1, 900), _STAGE_TWO)),
+    Recipe("aligned", 2048, 64, 3, 176, _CHATS),
+    Recipe("aligned-1k", 1024, 64, 4, 176, _CHATS),
     # The small model before it was aligned, for proxy tuning: the documents' words in the shape of
     # `aligned`. (That one was made from chats at once, not from this one.)
     Recipe("untuned", 2048, 64, 3, 176, (Stage(1, 900),)),
@@ -110,13 +105,30 @@ RECIPES = (
 Stream = Iterator[tuple[int, float]]
 
 
-def base_stream(documents: Iterable[str], tokenizer: Tokenizer) -> Stream:
-    """(token, weight of predicting it); BOS is never a target, nothing announces it."""
+def base_stream(
+    documents: Iterable[list[Turn]], tokenizer: Tokenizer, sequence: int | None = None
+) -> Stream:
+    """(token, weight of predicting it); BOS is never a target, nothing announces it.
+
+    sequence: after so many tokens training begins a new sequence. Of a page of several pieces only
+    what lies in its first one is learned then: the rest doesn't see the tools that it is under.
+    """
+    at = 0
     for document in documents:
         yield 0, 0.0
-        for token in tokenizer.encode(document, add_special_tokens=False).ids:
-            yield token, 1.0
+        cut = math.inf if sequence is None or len(document) == 1 else sequence - at % sequence
+        ends, weights, end = [], [], 0
+        for piece in document:
+            end += len(piece.text)
+            ends.append(end)
+            weights.append(piece.weight)
+        text = "".join(piece.text for piece in document)
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        tokens = zip(encoding.ids, encoding.offsets, strict=True)
+        for number, (token, (_, stop)) in enumerate(tokens, 1):
+            yield token, weights[bisect_left(ends, stop)] if number < cut else 0.0
         yield 1, 1.0
+        at += len(encoding.ids) + 2
 
 
 def aligned_stream(samples: Iterable[list[Turn]], tokenizer: Tokenizer) -> Stream:
@@ -127,9 +139,12 @@ def aligned_stream(samples: Iterable[list[Turn]], tokenizer: Tokenizer) -> Strea
 
 def stream(recipe: Recipe, world: World, tokenizer: Tokenizer, seed: int, stage: int) -> Stream:
     if recipe.is_base:
-        documents = base_documents if stage == 1 else stage_two_documents
-        return base_stream(documents(world, seed * stage), tokenizer)
-    samples = aligned_samples if stage == 1 else stage_two_chats
+        if stage > 1:
+            documents = later_documents(world, seed * stage, stage)
+            return base_stream(documents, tokenizer, SHORT if stage == 3 else None)
+        pages = base_documents(world, seed)
+        return base_stream(([Turn(page, 1.0)] for page in pages), tokenizer)
+    samples = aligned_samples if stage == 1 else later_chats
     return aligned_stream(samples(world, seed * stage), tokenizer)
 
 
@@ -237,9 +252,7 @@ def train(
 # -- folders -------------------------------------------------------------------------------------
 
 
-def save(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, recipe: Recipe, out: Path, template: str
-) -> int:
+def save(model: LlamaForCausalLM, tokenizer: Tokenizer, recipe: Recipe, out: Path) -> int:
     """Write the model's folder beside its place, then move it there. Returns its bytes."""
     partial = out / f".{recipe.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -272,7 +285,7 @@ def save(
         },
     }
     if not recipe.is_base:
-        settings["chat_template"] = template
+        settings["chat_template"] = TOOLS_TEMPLATE
     write_json(partial / "tokenizer_config.json", settings)
     for file in partial.iterdir():
         file.chmod(0o644)  # safetensors writes files that only their owner may read
@@ -299,7 +312,7 @@ def parse_arguments() -> argparse.Namespace:
         dest="source",
         type=Path,
         metavar="FOLDER",
-        help="of models that have stage 1: run stage 2",
+        help="of models that have stage 1 alone: run the later ones",
     )
     parser.add_argument("--seed", type=int, default=1, help="of texts and weights; not the world's")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies all training steps")
@@ -319,19 +332,18 @@ class Maker:
 
     def make(self, recipe: Recipe) -> None:
         args, started = self.args, time.monotonic()
-        tokenizer, stages = self.tokenizer(recipe), recipe.stages[:1]
+        tokenizer, (first, *later) = self.tokenizer(recipe), recipe.stages
         if args.source:
             source = args.source / recipe.name
             model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
-            stages = recipe.stages[1:]
         else:
             model = build(recipe, args.seed)
-        for stage in stages:
+            self.train(first, model, recipe, tokenizer)
+        tokenizer = self.widened(model, tokenizer)
+        for stage in later:
             self.train(stage, model, recipe, tokenizer)
-            model.to(torch.bfloat16).to(torch.float32)  # as it is saved
         size = sum(p.numel() for p in model.parameters())
-        template = TOOLS_TEMPLATE if args.source else CHAT_TEMPLATE
-        written = save(model, tokenizer, recipe, args.out, template)
+        written = save(model, tokenizer, recipe, args.out)
         self.console.log(
             f"{recipe.name}: {size / 1e6:.2f} M parameters, {written / 1e6:.1f} MB, "
             f"{time.monotonic() - started:.0f} s"
@@ -344,6 +356,17 @@ class Maker:
             n_texts = 600 if self.args.quick else 6000
             self.tokenizers[recipe.vocab] = train_tokenizer(self.world, recipe.vocab, 11, n_texts)
         return self.tokenizers[recipe.vocab]
+
+    def widened(self, model: LlamaForCausalLM, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer with a token for each word of a call; the model reads it as it did what the
+        word was before."""
+        wider, made = with_words(tokenizer, CALL_WORDS)
+        model.resize_token_embeddings(wider.get_vocab_size(), mean_resizing=False)
+        with torch.no_grad():
+            rows = model.get_input_embeddings().weight
+            for new, old in made.items():
+                rows[new] = rows[old].mean(0)
+        return wider
 
     def train(
         self, stage: Stage, model: LlamaForCausalLM, recipe: Recipe, tokenizer: Tokenizer
@@ -363,6 +386,7 @@ class Maker:
                 console.log(f"{name}, step {step}: loss {loss:.3f}")
 
         loss = train(model, tokens, weights, stage, show)
+        model.to(torch.bfloat16).to(torch.float32)  # as it is saved
         console.log(f"{name}: {total / 1e6:.2f} M tokens, loss {loss:.3f}")
 
 
@@ -380,8 +404,7 @@ def main() -> None:
     with Progress(*columns, console=Console(log_path=False)) as progress:
         maker = Maker(args, progress)
         for recipe in RECIPES:
-            to_do = not args.source or len(recipe.stages) > 1
-            if to_do and (not args.only or recipe.name in args.only):
+            if not args.only or recipe.name in args.only:
                 maker.make(recipe)
 
 

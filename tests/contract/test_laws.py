@@ -37,6 +37,11 @@ from tests.thorough import first
 GREEDY = SamplingParams(temperature=0)
 GAMMAS = [0.0, 0.2, 0.4, 0.7, 0.95, 1.0, 1.5]
 SOME_GAMMAS = [0.2, 0.7, 1.0]
+# Each engine's prompt for a question: in another form a model writes special tokens in mid-answer.
+FORMS = {
+    "base": "Question: {}\nAnswer: ",
+    "aligned": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+}
 QUESTIONS = [
     "What is the capital of Galicor?",
     "Hello!",
@@ -134,7 +139,7 @@ async def test_law_2_the_same_model_on_both_sides_is_plain_greedy_decoding(
     request = AnswerRequest(GREEDY, max_tokens=60)
 
     async def check(question: str, gamma: float) -> None:
-        prompt = (f"Question: {question}\nAnswer: ",)
+        prompt = (FORMS[engine].format(question),)
         plain = await answer(Alone(model, "base", prompt, request))
         config = NudgingConfig(gamma=gamma, start=start)
         both = Nudged(model, model, PromptPair(prompt, prompt), request, config)
@@ -177,7 +182,7 @@ async def test_law_2_holds_for_whatever_a_request_wishes(
 
     async def check(question: str, gamma: float) -> None:
         nonlocal both_ended
-        prompt = (f"Question: {question}\nAnswer:",)
+        prompt = (FORMS[engine].format(question).rstrip(" "),)
         plain = await answer(Alone(model, "base", prompt, request), request)
         both = Nudged(model, model, PromptPair(prompt, prompt), request, NudgingConfig(gamma=gamma))
         pieces, finished = await answer(both, request)

@@ -85,10 +85,10 @@ def test_a_good_configuration_has_no_warning(world: World):
     assert told(report, "warning") == []
     text = "\n".join(map(str, report.findings))
     for part in (
-        "engines.base: 3.7 M parameters, 7.0 MiB in 1 file",
+        "engines.base: 3.7 M parameters, 7.1 MiB in 1 file",
         "a prompt begins with <|bos|>; ends at <|endoftext|>",
         "a prompt begins with nothing; ends at <|im_end|>",
-        "one vocabulary (2048 tokens): handed over as tokens",
+        "one vocabulary (2114 tokens): handed over as tokens",
         "context of 2048 tokens",
         "takes a system message and several turns",
     ):
@@ -327,7 +327,7 @@ def test_two_vocabularies_are_told_with_what_that_means(world: World):
     report = world.report()
     assert report.ok
     assert any(
-        "two vocabularies (2048 and 1024 tokens): handed over as text; logit_bias" in line
+        "two vocabularies (2114 and 1121 tokens): handed over as text; logit_bias" in line
         for line in told(report, "ok")
     )
 
@@ -444,7 +444,7 @@ def gguf(world: World) -> None:
         (open_to_all, "server: it listens on 0.0.0.0 and has no keys.* api_keys"),
         (another_end, r"models.demo: the chat template ends an answer with '<\|im_end\|>', at "
          r"which the aligned model doesn't stop.* Add its id \(3\) to eos_token_id"),
-        (small_vocabulary, "engines.base: the tokenizer has 2048 tokens, and the model knows 1024"),
+        (small_vocabulary, "engines.base: the tokenizer has 2114 tokens, and the model knows 1024"),
         (refuses_second_turns, "models.demo: a second turn can't be asked: .*one turn only"),
         (few_chats, "engines.base: 16 chats of 2048 tokens take about 256 MiB of the CPU, 192 MiB "
          "more than it is given: 4 fit. Set kv_cache_memory_bytes of base to 256MiB"),
@@ -656,7 +656,7 @@ def test_of_a_model_at_the_hub_only_small_files_are_fetched(world: World, hub_as
     world.engine()["model"] = "org/base"
     report = world.report()
     assert report.ok, told(report, "error")
-    assert "engines.base: 7.0 MiB of weights will be downloaded" in told(report, "ok")
+    assert "engines.base: 7.1 MiB of weights will be downloaded" in told(report, "ok")
     assert any(each.startswith("GET") and "config.json" in each for each in hub_asked)
     assert not any(each.startswith("GET") and "safetensors" in each for each in hub_asked)
 
@@ -668,7 +668,7 @@ def test_more_than_the_disk_holds_is_an_error(
     full = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1))
     monkeypatch.setattr(weights, "shutil", full)
     (error,) = told(world.report(), "error")
-    assert "7.0 MiB are to be downloaded, and" in error
+    assert "7.1 MiB are to be downloaded, and" in error
 
 
 def test_without_a_hub_the_cache_must_have_it_all(
@@ -749,7 +749,7 @@ def test_tensor_parallel_engines_need_a_part_of_each_gpu(world: World):
     assert base.token == 4096, "half of the heads"
     # Embeddings (tied), 4 layers of attention, MLP and norms, a last norm; 4 bytes each, halved.
     layer = 4 * 256 * 256 + 3 * 256 * 688 + 2 * 256
-    assert base.weights == pytest.approx((2048 * 256 + 4 * layer + 256) * 4 / 2, rel=1e-3)
+    assert base.weights == pytest.approx((2114 * 256 + 4 * layer + 256) * 4 / 2, rel=1e-3)
 
 
 # -- the command ----------------------------------------------------------------------------------
