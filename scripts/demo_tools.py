@@ -43,6 +43,7 @@ OWN = {"lookup": LOOKUP, "calculate": CALCULATE}
 
 # What a call is made of, where no space is in front, and numbers as they are behind one. Each is a
 # token: spelled in letters, a call's form is so long that a model finds nothing in front of it.
+# (' {"' alone comes out as two: '{"' is merged first.)
 CALL_WORDS = (
     "tool", "call", "name", "arguments", "lookup", "query", "calculate", "expression",
     '{"', '":', ' "', '",', ' {"', '"}}', "</", *map(str, range(76)),

@@ -617,7 +617,9 @@ def test_an_answer_that_breaks_the_promise_is_said(scripted: Server, visit: Open
     trace = json.loads(path.read_text())
     trace["request"]["model"] = "fox"
     path.write_text(json.dumps(trace))
+    asked = page.locator(".answer").first.element_handle()
     page.locator("#file").set_input_files(path)
+    asked.wait_for_element_state("hidden")  # the file's answer is in its place
     old = page.locator(".answer").first
     old.get_by_label("What if γ were").fill("0.1")
     old.get_by_role("button", name="Write it at").click()
