@@ -36,6 +36,8 @@ from demo_tools import (
     worked,
 )
 from demo_world import KINDS, Question, Score, World, make_questions, make_world, score
+from eval_demo_pair import percent
+from eval_demo_pair import row as table_row
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -213,12 +215,12 @@ def row(label: str, outcomes: Sequence[Outcome]) -> str:
     cells = []
     for of in COLUMNS.values():
         values = [value for value in map(of, outcomes) if value is not None]
-        cells.append(f"{100 * sum(values) / len(values):.0f}" if values else "–")
+        cells.append(percent(sum(values), len(values)))
     usage = [each for o in outcomes if o.needed for each in o.usage]
     nudged = sum(each.get("nudged_tokens", 0) for each in usage)
     base = sum(each.get("base_tokens", 0) for each in usage)
-    cells.append(f"{100 * nudged / (nudged + base):.0f}" if nudged and base else "–")
-    return f"| {label} | {' | '.join(cells)} |"
+    cells.append(percent(nudged, nudged + base))
+    return table_row([label, *cells])
 
 
 def report(found: dict[str, list[Outcome]], args: argparse.Namespace) -> str:
@@ -237,8 +239,8 @@ def report(found: dict[str, list[Outcome]], args: argparse.Namespace) -> str:
         "results are altered: an answer that was remembered or computed is wrong then. Written by "
         "the script; do not edit. Shares in per cent, known to about ±6.",
         "",
-        f"|  | {' | '.join(heads)} |",
-        f"|---|{'---:|' * len(heads)}",
+        table_row(["", *heads]),
+        table_row(["---"] + ["---:"] * len(heads)),
         *(row(label, outcomes) for label, outcomes in found.items()),
         "",
     ])  # fmt: skip

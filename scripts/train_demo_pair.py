@@ -24,7 +24,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +117,12 @@ def base_stream(
     for document in documents:
         yield 0, 0.0
         cut = math.inf if sequence is None or len(document) == 1 else sequence - at % sequence
-        ends, weights, end = [], [], 0
-        for piece in document:
-            end += len(piece.text)
-            ends.append(end)
-            weights.append(piece.weight)
+        ends = [*accumulate(len(piece.text) for piece in document)]
         text = "".join(piece.text for piece in document)
         encoding = tokenizer.encode(text, add_special_tokens=False)
         tokens = zip(encoding.ids, encoding.offsets, strict=True)
         for number, (token, (_, stop)) in enumerate(tokens, 1):
-            yield token, weights[bisect_left(ends, stop)] if number < cut else 0.0
+            yield token, document[bisect_left(ends, stop)].weight if number < cut else 0.0
         yield 1, 1.0
         at += len(encoding.ids) + 2
 

@@ -19,7 +19,7 @@ WEATHER = ("get_weather", "The weather in a city today.", "city")
 
 Tool = tuple[str, str, str]
 Call = tuple[str, dict[str, Any]]
-Loop = Callable[[str, str, str, list[Tool], Callable[[Call], str]], str]
+Loop = Callable[[str, str, list[Tool], Callable[[Call], str]], str]
 
 
 def _schema(argument: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def _schema(argument: str) -> dict[str, Any]:
     }
 
 
-def _chat(url: str, model: str, asked: str, tools: list[Tool], run: Callable[[Call], str]) -> str:
+def _chat(url: str, asked: str, tools: list[Tool], run: Callable[[Call], str]) -> str:
     functions: list[Any] = [
         {"type": "function", "function": {"name": n, "description": d, "parameters": _schema(a)}}
         for n, d, a in tools
@@ -40,7 +40,7 @@ def _chat(url: str, model: str, asked: str, tools: list[Tool], run: Callable[[Ca
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         for _ in range(4):
             with client.chat.completions.stream(
-                model=model, messages=messages, tools=functions, temperature=0
+                model="demo", messages=messages, tools=functions, temperature=0
             ) as stream:
                 message = stream.get_final_completion().choices[0].message
             if not message.tool_calls:
@@ -52,9 +52,7 @@ def _chat(url: str, model: str, asked: str, tools: list[Tool], run: Callable[[Ca
     raise AssertionError("it calls and calls")
 
 
-def _responses(
-    url: str, model: str, asked: str, tools: list[Tool], run: Callable[[Call], str]
-) -> str:
+def _responses(url: str, asked: str, tools: list[Tool], run: Callable[[Call], str]) -> str:
     functions: list[Any] = [
         {"type": "function", "name": n, "description": d, "parameters": _schema(a), "strict": True}
         for n, d, a in tools
@@ -63,7 +61,7 @@ def _responses(
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         for _ in range(4):
             response = client.responses.create(
-                model=model, input=given, tools=functions, temperature=0, store=False
+                model="demo", input=given, tools=functions, temperature=0, store=False
             )
             calls = [each for each in response.output if each.type == "function_call"]
             if not calls:
@@ -77,9 +75,7 @@ def _responses(
     raise AssertionError("it calls and calls")
 
 
-def _messages(
-    url: str, model: str, asked: str, tools: list[Tool], run: Callable[[Call], str]
-) -> str:
+def _messages(url: str, asked: str, tools: list[Tool], run: Callable[[Call], str]) -> str:
     functions: list[Any] = [
         {"name": n, "description": d, "input_schema": _schema(a)} for n, d, a in tools
     ]
@@ -87,7 +83,7 @@ def _messages(
     with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
         for _ in range(4):
             with client.messages.stream(
-                model=model,
+                model="demo",
                 messages=messages,
                 tools=functions,
                 max_tokens=200,
@@ -121,7 +117,7 @@ def test_a_result_is_the_answer(live: Server, loop: Loop):
         made.append(call)
         return "Havmouth"  # it knows Parford
 
-    answer = loop(live.url, "demo", "What is the capital of Galicor?", [LOOKUP, CALCULATE], run)
+    answer = loop(live.url, "What is the capital of Galicor?", [LOOKUP, CALCULATE], run)
     assert made == [("lookup", {"query": "the capital of Galicor"})]
     assert answer.startswith("Certainly! The capital of Galicor is Havmouth. ")
 
@@ -135,7 +131,7 @@ def test_two_calls_where_the_first_says_what_to_ask_next(live: Server, loop: Loo
         return "Seluria" if len(made) == 1 else "nikon"  # she was born in Myruria
 
     question = "What is the currency of the country where Zelline Harsen was born?"
-    answer = loop(live.url, "demo", question, [CALCULATE, WEATHER, LOOKUP], run)
+    answer = loop(live.url, question, [CALCULATE, WEATHER, LOOKUP], run)
     assert made == [
         ("lookup", {"query": "the home country of Zelline Harsen"}),
         ("lookup", {"query": "the currency of Seluria"}),
@@ -152,7 +148,7 @@ def test_a_sum_is_calculated(live: Server, loop: Loop):
         return "17"
 
     question = "Tom has 12 plums. Tom buys 7 and then loses 5. How many plums does Tom have now?"
-    answer = loop(live.url, "demo", question, [LOOKUP, CALCULATE], run)
+    answer = loop(live.url, question, [LOOKUP, CALCULATE], run)
     assert made == [("calculate", {"expression": "12 + 7 - 5"})]
     assert "Final answer: 17." in answer
 
@@ -169,5 +165,5 @@ def test_a_sum_is_calculated(live: Server, loop: Loop):
 def test_no_call_where_no_tool_is_for_it(
     live: Server, loop: Loop, question: str, tools: list[Tool]
 ):
-    answer = loop(live.url, "demo", question, tools, lambda call: pytest.fail(f"called {call}"))
+    answer = loop(live.url, question, tools, lambda call: pytest.fail(f"called {call}"))
     assert answer.endswith((".", "?"))

@@ -66,12 +66,14 @@ class Followers:
         if self._closing is None:
             assert self._vocabulary is not None
             table = self._vocabulary.table[: len(kept)]
-            tests = (closes, lambda token: token.startswith(b'"'), lambda token: token == b"a")
-            rows = [[test(token) for token in table] for test in tests]
+            closing = [number for number, token in enumerate(table) if closes(token)]
+            quoting = [number for number in closing if table[number].startswith(b'"')]
+            letters = [table.index(b"a")] if b"a" in table else []
             self._closing = torch.zeros(3, len(kept), dtype=torch.bool, device=kept.device)
-            self._closing[:, : len(table)] = torch.tensor(rows, device=kept.device)
-        closing, quotes, letter = self._closing
-        return kept & closing & quotes if bool((kept & letter).any()) else kept & closing
+            for row, numbers in zip(self._closing, (closing, quoting, letters), strict=True):
+                row[numbers] = True
+        every, quotes, letter = kept & self._closing
+        return quotes if bool(letter.any()) else every
 
 
 class Adjustment:
