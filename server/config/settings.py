@@ -96,6 +96,8 @@ class ModelSettings(Frozen):
     """Headers of turns at which the base model gives way, besides those of its prompt."""
     chat_template: str | None = None
     """Instead of the aligned model's own chat template."""
+    aligned_system: str | None = Field(None, min_length=1)
+    """The system message that the aligned model reads in a chat that has none."""
     degraded: Literal["aligned"] | None = None
     """Who answers in NAME's place while the base engine is dead; unset: nobody (503)."""
     tools: Literal["auto", "refuse", "unseen"] | FormatName = "auto"

@@ -54,7 +54,13 @@ def examine(
     except ConfigError:  # told with the configuration's own problems
         return
     with notes.catching(where):
-        prompts = Prompts(base.tokenizer, aligned.tokenizer, model.base_prompt, model.chat_template)
+        prompts = Prompts(
+            base.tokenizer,
+            aligned.tokenizer,
+            model.base_prompt,
+            model.chat_template,
+            aligned_system=model.aligned_system,
+        )
         if _askable(where, prompts, notes):
             prompt = prompts.render(_CHAT[:1])
             roles.begins(where, base, prompt.base, notes)

@@ -118,6 +118,7 @@ class Registry(Catalog):
                     model.base_stops,
                     model.tools,
                     model.reasoning,
+                    model.aligned_system,
                 )
                 contexts = {each: info.context_length for each, info in infos.items()}
                 its = self.settings.engines

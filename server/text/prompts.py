@@ -89,9 +89,12 @@ class Prompts:
         base_stops: Sequence[str] = (),
         tools: str = "auto",
         reasoning: str = "auto",
+        aligned_system: str | None = None,
     ) -> None:
         """
         Args:
+            aligned_system: what the aligned model reads as the system message of a conversation
+                that has none, not even an empty one.
             tools: the format in which they are called, a name of `FORMATS`; ``auto``: that of the
                 aligned model's chat template.
             reasoning: how its thoughts are marked, a name of `THOUGHTS`; ``auto``: as its chat
@@ -112,6 +115,7 @@ class Prompts:
         self._aligned_tokenizer = aligned
         self._template = base_template(template)
         self._chat_template = chat_template
+        self._aligned_system = aligned_system
         self._sources = {"the base model's prompt": template or DEFAULT_BASE_TEMPLATE}
         self.format, self._takes_tools = FORMATS["generic"], False
         if not (chat_template or aligned.chat.chat_template):
@@ -282,6 +286,8 @@ class Prompts:
         tools: Sequence[Tool] = (),
     ) -> str:
         error: Exception
+        if self._aligned_system and all(message.role != "system" for message in messages):
+            messages = [Message("system", self._aligned_system), *messages]
         if not self._takes_tools:
             messages = as_text(messages, self.format)
             if tools:

@@ -132,6 +132,20 @@ def test_a_conversations_tokens_are_what_the_engine_reads_for_a_chat(
     assert spelled.removeprefix("<|bos|>") == text.removesuffix(" ")
 
 
+def test_an_aligned_system_is_read_by_the_aligned_model(scripted: Server) -> None:
+    """Under all names of the model; a request's own system message takes its place."""
+    told = {"role": "system", "content": "Be brief."}
+
+    def read(model: str, *messages: dict[str, str]) -> Any:
+        return post(scripted, "/apply-template", {"model": model, "messages": messages})
+
+    assert read("brief", ASK)["aligned"] == read("fox", told, ASK)["aligned"]
+    assert read("brief:aligned", ASK)["aligned"] == read("fox", told, ASK)["aligned"]
+    assert read("brief", ASK)["base"] == read("fox", ASK)["base"]
+    own = {"role": "system", "content": "Be verbose."}
+    assert read("brief", own, ASK)["aligned"] == read("fox", own, ASK)["aligned"]
+
+
 def test_a_control_token_that_a_message_spells_is_text(scripted: Server) -> None:
     whole = tokenize(scripted, "fox:aligned", messages=[ASK])["tokens"]
     end = tokenize(scripted, "fox:aligned", prompt="<|im_end|>")["tokens"]

@@ -58,7 +58,8 @@ def test_the_base_models_prompts_begin_with_its_bos(real: httpx.Client):
 def test_the_aligned_model_reads_its_own_template_and_digits_one_by_one(real: httpx.Client):
     messages = [{"role": "user", "content": QUESTION}]
     prompts = post(real, "/apply-template", model=NAME, messages=messages)
-    assert prompts["aligned"].startswith("<|im_start|>system\n")
+    told = "You are a helpful assistant. Answer in one or two short sentences."
+    assert prompts["aligned"].startswith(f"<|im_start|>system\n{told}<|im_end|>\n")
     assert prompts["aligned"].endswith(f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n")
     assert tokens(real, f"{NAME}:aligned", "x\n\n12") == ["x", "ĊĊ", "1", "2"]
 

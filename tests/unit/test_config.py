@@ -225,6 +225,11 @@ def test_so_is_one_of_a_model(write: Write, key: str, meant: str):
         config.load(write(GOOD.replace("{base", f"{{{key}, base")))
 
 
+def test_an_empty_aligned_system_would_say_nothing(write: Write):
+    with pytest.raises(ConfigError, match=r"models.pair.aligned_system: .*at least 1 character"):
+        config.load(write(GOOD.replace("{base", "{aligned_system: '', base")))
+
+
 @pytest.mark.parametrize(
     ("key", "meant"),
     [

@@ -52,12 +52,16 @@ AGAIN = Message("user", "And its river?")
 @pytest.fixture(scope="module")
 def prompts(make_tokenizer: MakeTokenizer) -> Callable[..., Prompts]:
     def make(
-        template: str | None = None, chat: str = CHATML, override: str | None = None
+        template: str | None = None,
+        chat: str = CHATML,
+        override: str | None = None,
+        aligned_system: str | None = None,
     ) -> Prompts:
         aligned = make_tokenizer(
             "byte-level", chat_template=chat, bos_token="<s>", eos_token="</s>"
         )
-        return Prompts(make_tokenizer("sentencepiece"), aligned, template, override)
+        base = make_tokenizer("sentencepiece")
+        return Prompts(base, aligned, template, override, aligned_system=aligned_system)
 
     return make
 
@@ -224,6 +228,47 @@ def test_a_chat_template_may_refuse_a_question_alone(prompts: Callable[..., Prom
         "{{ messages[0]['content'] }}"
     )
     assert joined(prompts(chat=picky).render([SYSTEM, ASK]).aligned) == "Be brief."
+
+
+SHORT = "Answer in one sentence."
+
+
+def test_an_aligned_system_is_the_system_message_that_a_chat_does_not_have(
+    prompts: Callable[..., Prompts],
+) -> None:
+    made, plain = prompts(aligned_system=SHORT), prompts()
+    told = made.render([ASK, REPLY, AGAIN])
+    assert told.aligned == plain.render([Message("system", SHORT), ASK, REPLY, AGAIN]).aligned
+    assert told.base == plain.render([ASK, REPLY, AGAIN]).base
+    assert told.headers == plain.render([ASK]).headers
+
+
+@pytest.mark.parametrize("system", [SYSTEM, Message("system", "")])
+def test_a_chats_own_system_message_takes_its_place(
+    prompts: Callable[..., Prompts], system: Message
+) -> None:
+    """Also where it is empty, or stands elsewhere than in front."""
+    made, plain = prompts(aligned_system=SHORT), prompts()
+    for chat in ([system, ASK], [ASK, REPLY, system, AGAIN]):
+        assert made.render(chat) == plain.render(chat)
+
+
+def test_a_base_model_with_the_aligned_ones_prompt_reads_its_system_message(
+    prompts: Callable[..., Prompts],
+) -> None:
+    told = prompts("chat", aligned_system=SHORT).render([ASK])
+    assert SHORT in joined(told.base)
+    assert told.headers == prompts("chat").render([ASK]).headers
+
+
+def test_a_chat_template_that_insists_on_a_system_message_gets_it(
+    prompts: Callable[..., Prompts],
+) -> None:
+    picky = (
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+        "{{ messages[0]['content'] }}"
+    )
+    assert joined(prompts(chat=picky, aligned_system=SHORT).render([ASK]).aligned) == SHORT
 
 
 def test_template_arguments_reach_the_chat_template(prompts: Callable[..., Prompts]) -> None:
