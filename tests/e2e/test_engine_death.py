@@ -116,7 +116,7 @@ async def test_a_death_in_mid_stream(server: Server, client: httpx.AsyncClient):
         os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         *after, error, done = await read_events(lines)
-        assert time.monotonic() - killed < 1
+        assert time.monotonic() - killed < SILENCE_S  # it is seen, not only missed
         assert all("choices" in json.loads(each) for each in after)
         assert json.loads(error).keys() == {"error"}
         assert json.loads(error)["error"]["code"] == "engine_unavailable"
@@ -128,7 +128,7 @@ async def test_a_death_in_mid_stream(server: Server, client: httpx.AsyncClient):
     for model in ("strict", "strict:base", "demo:base"):
         asked = time.monotonic()
         refused = await client.post(CHAT, json=question(model))
-        assert time.monotonic() - asked < 1
+        assert time.monotonic() - asked < SILENCE_S
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "engine_unavailable"
         assert refused.headers["retry-after"]
