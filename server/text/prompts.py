@@ -287,7 +287,7 @@ class Prompts:
     ) -> str:
         error: Exception
         if self._aligned_system and all(message.role != "system" for message in messages):
-            messages = [Message("system", self._aligned_system), *messages]
+            messages = with_system(messages, self._aligned_system)
         if not self._takes_tools:
             messages = as_text(messages, self.format)
             if tools:

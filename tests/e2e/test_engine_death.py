@@ -128,7 +128,7 @@ async def test_a_death_in_mid_stream(server: Server, client: httpx.AsyncClient):
     for model in ("strict", "strict:base", "demo:base"):
         asked = time.monotonic()
         refused = await client.post(CHAT, json=question(model))
-        assert time.monotonic() - asked < SILENCE_S
+        assert time.monotonic() - asked < 1
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "engine_unavailable"
         assert refused.headers["retry-after"]

@@ -43,6 +43,12 @@ GEMMA = (
     "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
 )
 
+# Insists on a system message.
+SYSTEM_FIRST = (
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    "{{ messages[0]['content'] }}"
+)
+
 SYSTEM = Message("system", "Be brief.")
 ASK = Message("user", "What is the capital of France?")
 REPLY = Message("assistant", "Paris.")
@@ -223,11 +229,7 @@ def test_a_chat_template_with_a_mistake_is_a_config_error(prompts: Callable[...,
 
 def test_a_chat_template_may_refuse_a_question_alone(prompts: Callable[..., Prompts]) -> None:
     """Some insist on a system message: that is no mistake in the config."""
-    picky = (
-        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}"
-        "{{ messages[0]['content'] }}"
-    )
-    assert joined(prompts(chat=picky).render([SYSTEM, ASK]).aligned) == "Be brief."
+    assert joined(prompts(chat=SYSTEM_FIRST).render([SYSTEM, ASK]).aligned) == "Be brief."
 
 
 SHORT = "Answer in one sentence."
@@ -264,11 +266,7 @@ def test_a_base_model_with_the_aligned_ones_prompt_reads_its_system_message(
 def test_a_chat_template_that_insists_on_a_system_message_gets_it(
     prompts: Callable[..., Prompts],
 ) -> None:
-    picky = (
-        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}"
-        "{{ messages[0]['content'] }}"
-    )
-    assert joined(prompts(chat=picky, aligned_system=SHORT).render([ASK]).aligned) == SHORT
+    assert joined(prompts(chat=SYSTEM_FIRST, aligned_system=SHORT).render([ASK]).aligned) == SHORT
 
 
 def test_template_arguments_reach_the_chat_template(prompts: Callable[..., Prompts]) -> None:
